@@ -1,0 +1,102 @@
+package caddyrelay
+
+import (
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective("relay_publish", parsePublish)
+	// Before respond, which answers everything that comes to it.
+	httpcaddyfile.RegisterDirectiveOrder("relay_publish", httpcaddyfile.Before, "respond")
+}
+
+func parsePublish(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	p := new(Publish)
+	return p, p.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:
+//
+//	relay_publish [<matcher>] <channel> {
+//		id           <text with placeholders>
+//		token        <placeholder> [<placeholder> …]
+//		open
+//		max_body     <size>
+//		timeout      <duration>
+//		respond      <body> [<status>]
+//		pass_through
+//	}
+func (h *Publish) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive's name
+	if !d.Args(&h.Channel) {
+		return d.Errf("relay_publish: one channel is expected, such as \"relay_publish /pay/* pay_mq_channel { … }\"")
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := h.unmarshalOption(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Publish) unmarshalOption(d *caddyfile.Dispenser) error {
+	switch option := d.Val(); option {
+	case "id":
+		return word(d, &h.ID)
+	case "token":
+		args := d.RemainingArgs()
+		if len(args) == 0 {
+			return d.Errf("token: a placeholder is expected, such as {env.RELAY_TOKEN}")
+		}
+		h.Tokens = append(h.Tokens, args...)
+	case "open":
+		return flag(d, &h.Open)
+	case "pass_through":
+		return flag(d, &h.PassThrough)
+	case "max_body":
+		n := 0
+		err := sizeOption(d, &n)
+		h.MaxBody = int64(n)
+		return err
+	case "timeout":
+		return duration(d, &h.Timeout)
+	case "respond":
+		return h.unmarshalRespond(d)
+	default:
+		return unknown(d, "relay_publish", "id", "max_body", "open", "pass_through", "respond", "timeout", "token")
+	}
+	return nil
+}
+
+func (h *Publish) unmarshalRespond(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) < 1 || len(args) > 2 || h.Respond != nil {
+		return d.Errf("respond: a body is expected, and perhaps a status, once: respond \"success\" 200")
+	}
+	h.Respond = &Respond{Body: args[0]}
+	if len(args) == 2 {
+		status, err := strconv.Atoi(args[1])
+		if err != nil {
+			return d.Errf("respond: %q is not a status", args[1])
+		}
+		h.Respond.Status = status
+	}
+	return nil
+}
+
+// flag parses an option that stands alone.
+func flag(d *caddyfile.Dispenser, into *bool) error {
+	option := d.Val()
+	if d.NextArg() {
+		return d.Errf("%s stands alone, without %q", option, d.Val())
+	}
+	*into = true
+	return nil
+}
+
+// Interface guard
+var _ caddyfile.Unmarshaler = (*Publish)(nil)

@@ -1,0 +1,153 @@
+package caddyrelay
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+// refusal says why a request was not published. It is the "error" of the answer, a metric label
+// and {http.relay.error} at once, so a text, once released, stays.
+type refusal uint8
+
+const (
+	methodNotAllowed refusal = iota
+	unauthorized
+	encodingNotSupported
+	bodyTooLarge
+	bodyIncomplete
+	bodyEmpty
+	badJSON
+	notUTF8
+	badID
+	unknownChannel
+	notRunning
+	brokerUnavailable
+	unconfirmed
+	internalError
+	refusals // the number of refusals
+)
+
+// refusalTable is the one place where reasons meet HTTP.
+var refusalTable = [refusals]struct {
+	text   string
+	status int
+}{
+	methodNotAllowed:     {"method_not_allowed", http.StatusMethodNotAllowed},
+	unauthorized:         {"unauthorized", http.StatusUnauthorized},
+	encodingNotSupported: {"encoding_not_supported", http.StatusUnsupportedMediaType},
+	bodyTooLarge:         {"body_too_large", http.StatusRequestEntityTooLarge},
+	bodyIncomplete:       {"body_incomplete", http.StatusBadRequest},
+	bodyEmpty:            {"body_empty", http.StatusBadRequest},
+	badJSON:              {"bad_json", http.StatusBadRequest},
+	notUTF8:              {"not_utf8", http.StatusUnsupportedMediaType},
+	badID:                {"bad_id", http.StatusBadRequest},
+	unknownChannel:       {"unknown_channel", http.StatusNotFound},
+	notRunning:           {"not_running", http.StatusServiceUnavailable},
+	brokerUnavailable:    {"broker_unavailable", http.StatusServiceUnavailable},
+	unconfirmed:          {"unconfirmed", http.StatusServiceUnavailable},
+	internalError:        {"internal", http.StatusInternalServerError},
+}
+
+func (r refusal) String() string { return refusalTable[r].text }
+
+// refused is an error with the reason that the publisher is told.
+type refused struct {
+	refusal refusal
+	text    string // for the publisher; says what to do
+	err     error  // for the log; may be nil
+}
+
+func (e *refused) Error() string {
+	if e.err != nil {
+		return e.refusal.String() + ": " + e.err.Error()
+	}
+	return e.refusal.String() + ": " + e.text
+}
+
+func (e *refused) Unwrap() error { return e.err }
+
+func refuse(r refusal, err error, format string, args ...any) *refused {
+	return &refused{refusal: r, err: err, text: fmt.Sprintf(format, args...)}
+}
+
+// publishError turns what publishing returned into what the publisher is told. The broker's own words
+// stay in the log: they name hosts that are no business of the publisher's.
+func publishError(channel string, err error) *refused {
+	switch {
+	case errors.Is(err, errUnknownChannel):
+		return refuse(unknownChannel, err, "the channel %s was removed from the configuration", channel)
+	case errors.Is(err, errNotRunning), errors.Is(err, broker.ErrClosed):
+		return refuse(notRunning, err, "the relay is starting or stopping; nothing was published: try again")
+	case errors.Is(err, broker.ErrRefused):
+		return refuse(brokerUnavailable, err, "the broker cannot be reached; nothing was published: try again")
+	case errors.Is(err, broker.ErrUnavailable):
+		return refuse(unconfirmed, err, "the broker did not answer; the message may have been published: "+
+			"if you try again it may arrive twice")
+	}
+	return refuse(internalError, err, "publishing failed; the relay's log says why")
+}
+
+// refuseRequest answers a request that is not published. Where the site has handle_errors, the error
+// goes there, with {http.relay.error} and {http.relay.message} set; otherwise the
+// answer is JSON. It makes one log line and one count.
+func (h *Publish) refuseRequest(w http.ResponseWriter, r *http.Request, e *refused) error {
+	h.counts.refused[e.refusal].Add(1)
+	status := refusalTable[e.refusal].status
+	switch status {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		w.Header().Set("Retry-After", "1")
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="relay"`)
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", http.MethodPost)
+	}
+	toRoutes := hasErrorRoutes(r)
+	if !toRoutes || status < 500 { // Caddy logs errors from 500 up itself
+		level := zap.WarnLevel
+		if status >= 500 {
+			level = zap.ErrorLevel
+		}
+		if c := h.logger.Check(level, "refused to publish"); c != nil {
+			c.Write(zap.String("error", e.refusal.String()), zap.Int("status", status), zap.String("channel", h.Channel),
+				zap.String("remote", r.RemoteAddr), zap.String("detail", e.Error()))
+		}
+	}
+	if toRoutes {
+		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		repl.Set("http.relay.error", e.refusal.String())
+		repl.Set("http.relay.message", e.text)
+		return caddyhttp.Error(status, e)
+	}
+	return writeJSON(w, status, struct {
+		Error   string `json:"error"`
+		Message string `json:"message"`
+	}{e.refusal.String(), e.text})
+}
+
+// hasErrorRoutes reports whether the server has routes for errors.
+func hasErrorRoutes(r *http.Request) bool {
+	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	return ok && srv.Errors != nil && len(srv.Errors.Routes) > 0
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, err = w.Write(append(body, '\n'))
+	if err != nil {
+		return nil // the client is gone; nobody is left to tell
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package hub
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyrelay/relay/broker"
+	"github.com/caddyrelay/relay/internal/wire"
+)
+
+// Hub is the registry of a node's sessions. It is safe for concurrent use.
+type Hub struct {
+	maxSockets atomic.Int64 // 0: no limit
+	sockets    atomic.Int64 // connections being served, registered or not
+	registered atomic.Int64 // sessions that registered and have not ended
+	draining   atomic.Bool
+	ended      [reasons]atomic.Uint64
+
+	mu       sync.RWMutex
+	channels map[string]*channel // grows by configured channels only
+}
+
+// channel is the sessions of one relay channel.
+type channel struct {
+	pushed  atomic.Uint64
+	dropped [dropReasons]atomic.Uint64
+
+	mu       sync.RWMutex
+	sessions map[string][]*Session // by destination, in order of registration
+	size     int
+}
+
+// New returns an empty hub.
+func New() *Hub { return &Hub{channels: make(map[string]*channel)} }
+
+// SetMaxSockets bounds the connections served at once; 0 lifts the bound. Connections that
+// are open stay.
+func (h *Hub) SetMaxSockets(n int) { h.maxSockets.Store(int64(n)) }
+
+// Serve speaks with one accepted connection until the session is over, and says how it
+// ended. It does not close conn, which nobody else may use meanwhile.
+func (h *Hub) Serve(conn net.Conn, e *Endpoint) End {
+	n := h.sockets.Add(1)
+	defer h.sockets.Add(-1)
+
+	s := newSession(h, conn, e)
+	var full *Refusal
+	if limit := h.maxSockets.Load(); limit > 0 && n > limit {
+		full = &Refusal{Reason: TooManySockets, Code: 503, Temporary: true,
+			Text: "this node holds as many sockets as max_sockets allows; try again later, or at another node"}
+	}
+	end := s.run(full)
+	h.ended[end.Reason].Add(1)
+	return end
+}
+
+// Deliver pushes m to the sessions that registered under its destination on its channel, and
+// returns how many took it into their queues. It never waits for a socket.
+//
+// Calls for one destination that come one after another are pushed in that order (I3).
+func (h *Hub) Deliver(m *broker.Message) int {
+	c := h.lookup(m.Channel)
+	if c == nil {
+		return 0
+	}
+	out := encoder{message: m}
+	taken := 0
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if m.ID != broker.Everyone {
+		for _, s := range c.sessions[m.ID] {
+			taken += s.deliver(&out)
+		}
+		return taken
+	}
+	for _, list := range c.sessions {
+		for _, s := range list {
+			taken += s.deliver(&out)
+		}
+	}
+	return taken
+}
+
+// Dismiss says goodbye to every session for which match returns true. The sessions end a
+// little later, when the goodbye is written or has failed.
+//
+// spread is the time over which clients are asked to come back, so that they do not
+// all come at once; 0 asks them to come at once.
+func (h *Hub) Dismiss(reason Reason, spread time.Duration, match func(*Session) bool) int {
+	n := 0
+	for s := range h.All {
+		if match(s) {
+			n++
+			s.goodbye(reason, wire.Goodbye{
+				Code: reason.String(), Reconnect: true, AfterMS: int(jitter(spread).Milliseconds()),
+			})
+		}
+	}
+	return n
+}
+
+// jitter returns a random time in [0, d].
+func jitter(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return rand.N(d + 1)
+}
+
+// All calls yield for each registered session, as of some moment during the call.
+func (h *Hub) All(yield func(*Session) bool) {
+	h.mu.RLock()
+	channels := make([]*channel, 0, len(h.channels))
+	for _, c := range h.channels {
+		channels = append(channels, c)
+	}
+	h.mu.RUnlock()
+	for _, c := range channels {
+		c.mu.RLock()
+		list := make([]*Session, 0, c.size)
+		for _, l := range c.sessions {
+			list = append(list, l...)
+		}
+		c.mu.RUnlock()
+		for _, s := range list {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// Drain refuses new sessions, says goodbye to all, and waits until all have ended. When ctx
+// ends first, it cuts off the rest. There is no way back: the process is about to exit.
+func (h *Hub) Drain(ctx context.Context, spread time.Duration) {
+	h.draining.Store(true)
+	h.Dismiss(Shutdown, spread, func(*Session) bool { return true })
+	if h.Wait(ctx) == nil {
+		return
+	}
+	for s := range h.All {
+		s.abort(Shutdown, ctx.Err())
+	}
+}
+
+// Wait returns nil when no registered session is left, or ctx's error.
+func (h *Hub) Wait(ctx context.Context) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for h.registered.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func (h *Hub) lookup(name string) *channel {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.channels[name]
+}
+
+func (h *Hub) channel(name string) *channel {
+	if c := h.lookup(name); c != nil {
+		return c
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.channels[name]
+	if c == nil {
+		c = &channel{sessions: make(map[string][]*Session)}
+		h.channels[name] = c
+	}
+	return c
+}
+
+func (c *channel) add(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sessions[s.id] = append(c.sessions[s.id], s)
+	c.size++
+}
+
+func (c *channel) remove(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.sessions[s.id]
+	for i, other := range list {
+		if other != s {
+			continue
+		}
+		c.size--
+		if len(list) == 1 {
+			delete(c.sessions, s.id)
+			return
+		}
+		// A fresh slice, since All may hold the old one's array.
+		c.sessions[s.id] = append(append(make([]*Session, 0, len(list)-1), list[:i]...), list[i+1:]...)
+		return
+	}
+}
