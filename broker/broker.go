@@ -47,16 +47,19 @@ type Broker interface {
 // of the broker.
 //
 // A sink must not block: while it runs, everything behind it waits, and a Redis
-// server cuts off a subscriber that does not read.
+// server cuts off a subscriber that does not read. So it must not publish, nor close
+// the broker; closing its own subscription is fine. If it panics, the broker recovers
+// and goes on.
 type Sink interface {
 	// Deliver hands over one publication. p and its bytes are valid for ever
 	// and must not be changed.
 	Deliver(channel string, p *Publication)
 
-	// StateChanged tells that the subscription became unproven (err says
-	// why) or proven (err is nil). Between the two, publications may have been
-	// missed. It is called only on a change; a subscription begins unproven
-	// and silent.
+	// StateChanged tells that the broker failed this subscription (err says
+	// why), and later, with nil, that it is proven again. Between the two,
+	// publications may have been missed. A subscription that is proven at its
+	// first attempt hears nothing of that; one that is not hears of the failure
+	// first. The same state is never told twice in a row.
 	StateChanged(channel string, err error)
 }
 

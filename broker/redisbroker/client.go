@@ -1,0 +1,123 @@
+package redisbroker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+// go-redis writes to standard error by itself; what matters of it is in the errors.
+func init() { redis.SetLogger(silent{}) }
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// newClient returns a client that makes its connections with dial.
+func (b *Broker) newClient(dial dialer) *redis.Client {
+	return redis.NewClient(&redis.Options{
+		Network: b.o.Network, Addr: b.o.Address, DB: b.o.DB,
+		Dialer: dial,
+		CredentialsProviderContext: func(context.Context) (string, string, error) {
+			s := b.settings.Load()
+			return s.Username, s.Password, nil
+		},
+		ClientName: "caddyrelay-" + b.o.Node,
+
+		// A command that is retried can be done twice; whoever called decides.
+		MaxRetries:            -1,
+		DialerRetries:         1,
+		ContextTimeoutEnabled: true,
+		DialTimeout:           b.o.Timeout, ReadTimeout: b.o.Timeout, WriteTimeout: b.o.Timeout, PoolTimeout: b.o.Timeout,
+
+		// One batch is under way at a time, so few connections are used; each has 64 KiB of
+		// buffers.
+		PoolSize: 4, PipelinePoolSize: -1,
+
+		// Two more commands for each new connection, that servers before 7.2 answer with errors.
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+}
+
+// dial connects with the newest settings.
+func (b *Broker) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := net.Dialer{Timeout: b.o.Timeout}
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, &dialError{err}
+	}
+	config := b.settings.Load().TLS
+	if config == nil {
+		return conn, nil
+	}
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, &dialError{fmt.Errorf("TLS handshake: %w", err)}
+	}
+	return secure, nil
+}
+
+// dialError marks an error after which nothing can have been sent.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// explain wraps an error of go-redis with where it happened and what to do about it.
+func (b *Broker) explain(err error) error {
+	return fmt.Errorf("%w: redis at %s: %w%s", broker.ErrUnavailable, b.o.Address, err, advice(err))
+}
+
+// rights are what a Redis user needs, in the words of ACL SETUSER. The channels come on top.
+const rights = "+publish +subscribe +unsubscribe +ping +hello +client|setname"
+
+func advice(err error) string {
+	var dial *dialError
+	text := err.Error()
+	if errors.As(err, &dial) {
+		switch {
+		case strings.Contains(text, "TLS handshake"):
+			return "; does redis-server listen with TLS there, with a certificate that tls trusts?"
+		case errors.Is(err, os.ErrNotExist):
+			return "; is redis-server running, with this unixsocket?"
+		}
+		return "; is redis-server running there?"
+	}
+	// go-redis puts words of its own before the server's while it logs in.
+	for _, a := range []struct{ code, advice string }{
+		{"NOAUTH", "; set the broker's password"},
+		{"WRONGPASS", "; correct the broker's username and password"},
+		{"NOPERM", "; the user needs " + rights + " and the channels (&pattern) that the relay uses"},
+		{"MOVED", "; this is a node of a Redis Cluster, which is not supported yet: use a standalone server"},
+		{"CLUSTERDOWN", "; this is a node of a Redis Cluster, which is not supported yet: use a standalone server"},
+		{"READONLY", "; this is a replica: use the address of the primary"},
+		{"LOADING", "; redis-server is still loading its data: wait"},
+		{"MISCONF", "; look into the log of redis-server: it cannot write to its disk"},
+		{"OOM", "; redis-server is out of memory: raise maxmemory"},
+	} {
+		if strings.HasPrefix(text, a.code+" ") || strings.Contains(text, ": "+a.code+" ") {
+			return a.advice
+		}
+	}
+	return ""
+}
+
+// notSent reports whether err proves that the server did not do what it was asked.
+func notSent(err error) bool {
+	var dial *dialError
+	var reply redis.Error
+	return errors.As(err, &dial) || errors.As(err, &reply) || errors.Is(err, redis.ErrPoolTimeout)
+}

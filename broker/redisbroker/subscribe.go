@@ -1,0 +1,202 @@
+package redisbroker
+
+import (
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+// topic is one Redis channel that somebody here listens to. Its fields are written with Broker.mu held.
+type topic struct {
+	subs []*subscription // replaced, never changed
+
+	// proven says that what is published arrives here. It takes Redis's confirmation and
+	// then the echo of a probe that was sent after it. Every publish reads it.
+	proven    atomic.Bool
+	confirmed bool
+	after     uint64 // the last probe that was sent before the confirmation
+}
+
+// Subscribe implements [broker.Broker].
+func (b *Broker) Subscribe(channel string, sink broker.Sink) (broker.Subscription, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return nil, broker.ErrClosed
+	}
+	if !b.listening {
+		b.listening = true
+		b.loops.Go(b.listenLoop)
+	}
+	t := b.topics[channel]
+	if t == nil {
+		t = new(topic)
+		b.topics[channel] = t
+		if b.session != nil {
+			b.session.subscribe(channel)
+		}
+	}
+	s := &subscription{broker: b, channel: channel, topic: t, sink: sink}
+	t.subs = append(slices.Clone(t.subs), s)
+	return s, nil
+}
+
+// subscription is one sink's hold on a channel.
+type subscription struct {
+	broker  *Broker
+	channel string
+	topic   *topic
+	sink    broker.Sink
+	closed  atomic.Bool
+
+	// calling makes the sink's calls one after another, and guards told.
+	calling sync.Mutex
+	told    bool // of a failure that is not over
+}
+
+// Err implements [broker.Subscription].
+func (s *subscription) Err() error {
+	if s.closed.Load() {
+		return broker.ErrClosed
+	}
+	if s.topic.proven.Load() {
+		return nil
+	}
+	b := s.broker
+	if down := b.failure(); down != nil {
+		return down
+	}
+	return fmt.Errorf("%w: redis at %s: the subscription to %s is not proven yet", broker.ErrUnavailable, b.o.Address, s.channel)
+}
+
+// failure returns why nothing is heard, or nil if that is not so or was not tried yet.
+func (b *Broker) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.down
+}
+
+// Close implements [broker.Subscription].
+func (s *subscription) Close() {
+	s.closed.Store(true)
+	b := s.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.topics[s.channel]
+	if t == nil {
+		return
+	}
+	t.subs = slices.DeleteFunc(slices.Clone(t.subs), func(other *subscription) bool { return other == s })
+	if len(t.subs) > 0 {
+		return
+	}
+	delete(b.topics, s.channel)
+	if b.session != nil {
+		b.session.unsubscribe(s.channel)
+	}
+}
+
+// end closes the subscription and waits for a call under way.
+func (s *subscription) end() {
+	s.closed.Store(true)
+	s.calling.Lock()
+	defer s.calling.Unlock()
+}
+
+func (s *subscription) deliver(p *broker.Publication) {
+	s.call(func() { s.sink.Deliver(s.channel, p) })
+}
+
+// tell tells the sink how things are now, if that has changed. Reading it here, and not where the
+// change was seen, makes the last call right, whichever of two changes gets here first.
+func (s *subscription) tell() {
+	s.call(func() {
+		var err error
+		if !s.topic.proven.Load() {
+			if err = s.broker.failure(); err == nil {
+				return // neither proven nor failed
+			}
+		}
+		if s.told == (err != nil) {
+			return
+		}
+		s.told = err != nil
+		s.sink.StateChanged(s.channel, err)
+	})
+}
+
+// call calls the sink. A panic in it is its own affair: the connection that everybody hears with goes on.
+func (s *subscription) call(f func()) {
+	s.calling.Lock()
+	defer s.calling.Unlock()
+	if s.closed.Load() {
+		return
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			s.broker.o.Logger.Error("a sink panicked", "channel", s.channel, "panic", v, "stack", string(debug.Stack()))
+		}
+	}()
+	f()
+}
+
+// listeners returns the subscriptions of a channel.
+func (b *Broker) listeners(channel string) []*subscription {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t := b.topics[channel]; t != nil {
+		return t.subs
+	}
+	return nil
+}
+
+// confirmed notes that Redis has confirmed a subscription. The next probe that is sent can prove it.
+func (b *Broker) confirmed(channel string, lastProbe uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t := b.topics[channel]; t != nil {
+		t.confirmed, t.after = true, lastProbe
+	}
+}
+
+// prove notes that a probe has come back, and tells those who were told of a failure.
+func (b *Broker) prove(probe uint64) {
+	b.mu.Lock()
+	b.down = nil
+	var proven []*subscription
+	for _, t := range b.topics {
+		if t.confirmed && !t.proven.Load() && probe > t.after {
+			t.proven.Store(true)
+			proven = append(proven, t.subs...)
+		}
+	}
+	b.mu.Unlock()
+	for _, s := range proven {
+		s.tell()
+	}
+}
+
+// disprove notes that nothing is known to arrive any more. Unless the connection is gone, what was
+// confirmed stays so, and the next echo proves it again. It reports whether anything was proven.
+func (b *Broker) disprove(err error, gone bool) bool {
+	b.mu.Lock()
+	before := false
+	b.down = err
+	var all []*subscription
+	for _, t := range b.topics {
+		before = t.proven.Swap(false) || before
+		if gone {
+			t.confirmed = false
+		}
+		all = append(all, t.subs...)
+	}
+	b.mu.Unlock()
+	for _, s := range all {
+		s.tell()
+	}
+	return before
+}

@@ -1,0 +1,14 @@
+// Package integration has the tests that need real parts: Caddy processes built from this
+// module with the race detector on, real TCP, a real redis-server, real Node programs.
+//
+// # Rooms
+//
+//   - process_test.go: a Caddy process, from its configuration to its exit.
+//   - socket_test.go, post_test.go: a back end's and a sender's side.
+//   - example_test.go: what the README promises of Caddyfile.example.
+//   - reload_test.go, life_test.go: what reloads, removals and exits do to sockets.
+//   - redis_test.go: several nodes, Redis that fails, programs that know nothing of us.
+//   - badinput_test.go: what each kind of bad input gets.
+//   - adapt_test.go: golden files for the Caddyfile's JSON and for error texts.
+//   - docs_test.go: the Caddyfile blocks in the documents.
+package integration

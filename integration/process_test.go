@@ -1,0 +1,323 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// caddyBinary is built once for all tests, with the race detector.
+var caddyBinary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "relay-integration")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		caddyBinary = filepath.Join(dir, "caddy")
+		build := exec.Command("go", "build", "-race", "-o", caddyBinary, "../cmd/caddy")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building cmd/caddy: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// node is one Caddy process.
+type node struct {
+	t     *testing.T
+	admin string // host:port
+	http  string // host:port, to be used as :PORT in the configuration
+	tcp   string
+	tcp2  string
+	dir   string // its data
+	env   []string
+	cmd   *exec.Cmd
+	log   *logBuffer
+	done  chan struct{}
+}
+
+// logBuffer keeps a process's output.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// lines returns the log lines that have msg as message.
+func (l *logBuffer) lines(msg string) (found []map[string]any) {
+	for line := range strings.Lines(l.String()) {
+		var v map[string]any
+		if json.Unmarshal([]byte(line), &v) == nil && v["msg"] == msg {
+			found = append(found, v)
+		}
+	}
+	return found
+}
+
+// newNode reserves addresses for a process. Another program may take one before the process does, so
+// start tells when that happened and the test fails with the reason.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	a := freePorts(t, 4)
+	return &node{t: t, admin: a[0], http: a[1], tcp: a[2], tcp2: a[3], dir: t.TempDir()}
+}
+
+func freePorts(t *testing.T, n int) (addresses []string) {
+	t.Helper()
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		addresses = append(addresses, ln.Addr().String())
+	}
+	return addresses
+}
+
+// expand puts the node's addresses into a configuration: {ADMIN}, {TCP}, {TCP2} as host:port, {HTTP} as
+// the port.
+func (n *node) expand(config string) string {
+	_, port, _ := net.SplitHostPort(n.http)
+	return strings.NewReplacer("{ADMIN}", n.admin, "{HTTP}", port, "{TCP}", n.tcp, "{TCP2}", n.tcp2).Replace(config)
+}
+
+// adapt turns a Caddyfile into JSON, with the real binary.
+func (n *node) adapt(caddyfile string) []byte {
+	n.t.Helper()
+	out, err := n.adaptOutput(caddyfile)
+	if err != nil {
+		n.t.Fatalf("adapting: %v\n%s", err, caddyfile)
+	}
+	return out
+}
+
+func (n *node) adaptOutput(caddyfile string) ([]byte, error) {
+	file := filepath.Join(n.dir, "Caddyfile")
+	if err := os.WriteFile(file, []byte(n.expand(caddyfile)), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	cmd := n.command("adapt", "--config", file, "--adapter", "caddyfile")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, errors.New(lastError(stderr.String()))
+	}
+	return out, nil
+}
+
+// lastError returns the text of a command's last error line.
+func lastError(stderr string) string {
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	last := lines[len(lines)-1]
+	var v map[string]any
+	if json.Unmarshal([]byte(last), &v) == nil {
+		if msg, ok := v["msg"].(string); ok {
+			last = msg
+		}
+	}
+	return strings.TrimPrefix(last, "Error: ")
+}
+
+func (n *node) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(caddyBinary, args...)
+	cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+n.dir, "XDG_CONFIG_HOME="+n.dir, "HOME="+n.dir,
+		"GORACE=halt_on_error=1 exitcode=66")
+	cmd.Env = append(cmd.Env, n.env...)
+	return cmd
+}
+
+// start runs the process with a Caddyfile, and waits until it serves.
+func (n *node) start(caddyfile string) *node {
+	n.t.Helper()
+	config := filepath.Join(n.dir, "caddy.json")
+	if err := os.WriteFile(config, n.adapt(caddyfile), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	n.log = new(logBuffer)
+	n.cmd = n.command("run", "--config", config)
+	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	if err := n.cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.done = make(chan struct{})
+	go func() { _ = n.cmd.Wait(); close(n.done) }()
+	n.t.Cleanup(func() {
+		n.stop()
+		if n.t.Failed() {
+			n.t.Logf("log of the node at %s:\n%s", n.admin, n.log)
+		}
+	})
+	n.wait("the node to serve", func() bool {
+		select {
+		case <-n.done:
+			n.t.Fatalf("the node ended at once:\n%s", n.log)
+		default:
+		}
+		return len(n.log.lines("serving initial configuration")) > 0
+	})
+	return n
+}
+
+// stop ends the process as an operator would, and checks that it ended well.
+func (n *node) stop() {
+	n.t.Helper()
+	select {
+	case <-n.done:
+		return
+	default:
+	}
+	_ = n.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-n.done:
+	case <-time.After(30 * time.Second):
+		_ = n.cmd.Process.Kill()
+		n.t.Errorf("the node did not end within 30s of SIGTERM")
+		<-n.done
+	}
+	if code := n.cmd.ProcessState.ExitCode(); code != 0 {
+		n.t.Errorf("the node ended with exit code %d (66 is a data race)", code)
+	}
+}
+
+// reload loads a Caddyfile through the admin API, and returns its error.
+func (n *node) reload(caddyfile string) error {
+	n.t.Helper()
+	return n.load(n.adapt(caddyfile))
+}
+
+func (n *node) load(config []byte) error {
+	req, err := http.NewRequest(http.MethodPost, "http://"+n.admin+"/load", bytes.NewReader(config))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Cache-Control", "must-revalidate") // load even if nothing changed
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return nil
+}
+
+// metric returns one value from the node's metrics, such as `caddy_relay_sockets`, or -1.
+func (n *node) metric(name string) float64 {
+	resp, err := http.Get("http://" + n.admin + "/metrics")
+	if err != nil {
+		return -1
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return -1
+	}
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindSubmatch(body)
+	if m == nil {
+		return -1
+	}
+	v, err := strconv.ParseFloat(string(m[1]), 64)
+	if err != nil {
+		return -1
+	}
+	return v
+}
+
+// awaitSessions waits until the node holds that many registered sockets on a channel.
+func (n *node) awaitSessions(channel string, count int) {
+	n.t.Helper()
+	n.wait(fmt.Sprintf("%d sessions on %s", count, channel), func() bool {
+		return n.metric(`caddy_relay_sessions{channel="`+channel+`"}`) == float64(count)
+	})
+}
+
+func (n *node) wait(what string, ok func() bool) {
+	n.t.Helper()
+	waitFor(n.t, what, ok)
+}
+
+// waitFor polls a condition until it holds or a deadline passes.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("timed out waiting for %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// header is the global options that every test's configuration begins with.
+const header = "admin {ADMIN}\n"
+
+// oneChannel is a small whole configuration; broker is put into the relay block.
+func oneChannel(broker string) string {
+	return `{
+	` + header + `
+	relay {
+		` + broker + `
+		channel pay_mq_channel {
+			delivery at_most_once
+		}
+	}
+	layer4 {
+		{TCP} {
+			route {
+				relay pay_mq_channel {
+					auth none
+				}
+			}
+		}
+	}
+}
+http://:{HTTP} {
+	bind 127.0.0.1
+	relay_publish /pay/* pay_mq_channel {
+		id {path.1}
+		open
+	}
+	respond "no such path" 404
+}
+`
+}

@@ -1,0 +1,187 @@
+// Package redistest runs real redis-servers for tests: each on a free loopback port, with a directory
+// of its own, ended with the test.
+package redistest
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Server is one redis-server.
+type Server struct {
+	t    testing.TB
+	addr string
+	dir  string
+	args []string
+
+	mu  sync.Mutex
+	cmd *exec.Cmd // nil while it does not run
+	end chan struct{}
+	log bytes.Buffer
+}
+
+// Reserve returns a server that does not run yet. Further arguments are redis-server's, such as
+// "--requirepass", "secret". Without any, nothing is persisted.
+func Reserve(t testing.TB, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, addr: freeAddr(t), dir: t.TempDir(), args: args}
+	t.Cleanup(func() { s.Kill() })
+	return s
+}
+
+// Start returns a server that answers.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	s := Reserve(t, args...)
+	// Another program may have taken the port since it was found free.
+	for try := 0; ; try++ {
+		err := s.start()
+		if err == nil {
+			return s
+		}
+		if try == 3 {
+			t.Fatalf("%v", err)
+		}
+		s.addr = freeAddr(t)
+	}
+}
+
+func freeAddr(t testing.TB) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// Addr returns host:port.
+func (s *Server) Addr() string { return s.addr }
+
+// Port returns the port.
+func (s *Server) Port() string {
+	_, port, _ := net.SplitHostPort(s.addr)
+	return port
+}
+
+// Socket returns the path of the server's unix socket.
+func (s *Server) Socket() string { return filepath.Join(s.dir, "s") }
+
+// Restart starts the server again, on the same port and with the same files.
+func (s *Server) Restart() {
+	s.t.Helper()
+	if err := s.start(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *Server) start() error {
+	binary := os.Getenv("REDIS_SERVER")
+	if binary == "" {
+		var err error
+		if binary, err = exec.LookPath("redis-server"); err != nil {
+			s.t.Fatal("redis-server not found: run \"make deps\", or set REDIS_SERVER to its path")
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd != nil {
+		return fmt.Errorf("redis-server runs already")
+	}
+	args := []string{"--bind", "127.0.0.1", "--port", s.Port(), "--dir", s.dir, "--unixsocket", s.Socket(),
+		"--save", "", "--appendonly", "no", "--daemonize", "no"}
+	cmd := exec.Command(binary, append(args, s.args...)...)
+	s.log.Reset()
+	cmd.Stdout, cmd.Stderr = &s.log, &s.log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	end := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(end) }()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !s.answers() {
+		select {
+		case <-end:
+			return fmt.Errorf("redis-server ended at once:\n%s", s.log.String())
+		case <-deadline:
+			_ = cmd.Process.Kill()
+			<-end
+			return fmt.Errorf("redis-server does not answer:\n%s", s.log.String())
+		case <-tick.C:
+		}
+	}
+	s.cmd, s.end = cmd, end
+	return nil
+}
+
+// answers reports whether the server takes commands; one that wants a password does.
+func (s *Server) answers() bool {
+	conn, err := net.DialTimeout("tcp", s.addr, time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return false
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	return err == nil && (strings.HasPrefix(line, "+PONG") || strings.HasPrefix(line, "-NOAUTH"))
+}
+
+// Kill ends the server with SIGKILL, if it runs.
+func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
+
+// Stop ends the server with SIGTERM, if it runs.
+func (s *Server) Stop() { s.signal(syscall.SIGTERM) }
+
+func (s *Server) signal(sig os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Signal(sig)
+	<-s.end
+	s.cmd = nil
+}
+
+// Pause stops the process without ending its connections; Resume lets it go on.
+func (s *Server) Pause() { s.control(syscall.SIGSTOP) }
+
+// Resume undoes Pause.
+func (s *Server) Resume() { s.control(syscall.SIGCONT) }
+
+func (s *Server) control(sig os.Signal) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		s.t.Fatal("redis-server does not run")
+	}
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// CLI runs redis-cli, a client that is not ours, and returns what it printed.
+func (s *Server) CLI(args ...string) string {
+	s.t.Helper()
+	out, err := exec.Command("redis-cli", append([]string{"-h", "127.0.0.1", "-p", s.Port()}, args...)...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("redis-cli %s: %v\n%s (if it is missing, run \"make deps\")", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
