@@ -96,21 +96,16 @@ func (a *App) setDefaults() error {
 	if len(a.Channels) == 0 {
 		return errors.New("the relay has no channel: write at least one, such as \"channel pay_mq_channel { delivery at_most_once }\"")
 	}
-	topics := make(map[string]string)
 	for _, name := range slices.Sorted(maps.Keys(a.Channels)) {
-		c := a.Channels[name]
-		if c == nil {
-			c = new(Channel)
-			a.Channels[name] = c
+		if a.Channels[name] == nil {
+			a.Channels[name] = new(Channel)
 		}
-		if err := c.check(name); err != nil {
+		if err := a.Channels[name].check(name); err != nil {
 			return err
 		}
-		topic := c.topic(name)
-		if other, taken := topics[topic]; taken {
-			return fmt.Errorf("channels %s and %s share the broker channel %q: give one of them another redis_channel", other, name, topic)
-		}
-		topics[topic] = name
+	}
+	if err := a.checkTopics(); err != nil {
+		return err
 	}
 	for what, v := range map[string]int{"max_sockets": a.MaxSockets, "max_generations": a.MaxGenerations} {
 		if v < 0 {
@@ -133,6 +128,19 @@ func (a *App) setDefaults() error {
 	}
 	if a.MaxGenerations == 0 {
 		a.MaxGenerations = 16
+	}
+	return nil
+}
+
+// checkTopics says so if two channels would hear each other's messages.
+func (a *App) checkTopics() error {
+	topics := make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(a.Channels)) {
+		topic := a.Channels[name].topic(name)
+		if other, taken := topics[topic]; taken {
+			return fmt.Errorf("channels %s and %s share the broker channel %q: give one of them another redis_channel", other, name, topic)
+		}
+		topics[topic] = name
 	}
 	return nil
 }

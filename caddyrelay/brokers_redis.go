@@ -74,19 +74,39 @@ func (*RedisBroker) CaddyModule() caddy.ModuleInfo {
 
 var keyPrefix = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
 
-// Provision implements [caddy.Provisioner].
-func (b *RedisBroker) Provision(caddy.Context) error {
-	if b.Prefix == "" {
-		b.Prefix = "relay"
-	}
-	if !keyPrefix.MatchString(b.Prefix) {
+// check says what in the configuration cannot be. It can be asked before placeholders have values.
+func (b *RedisBroker) check() error {
+	if b.Prefix != "" && !keyPrefix.MatchString(b.Prefix) {
 		return fmt.Errorf("broker redis: prefix %q: write 1 to 64 letters, digits, or any of _ . : -", b.Prefix)
-	}
-	if err := b.parseAddress(); err != nil {
-		return fmt.Errorf("broker redis: address: %w", err)
 	}
 	if b.Database < 0 {
 		return fmt.Errorf("broker redis: database %d: write a number from 0 up", b.Database)
+	}
+	if b.Password != "" {
+		if err := checkSecret("broker redis: password", b.Password); err != nil {
+			return err
+		}
+	}
+	if strings.HasPrefix(b.Address, "{") {
+		return nil // not known yet
+	}
+	trial := *b
+	if err := trial.parseAddress(); err != nil {
+		return fmt.Errorf("broker redis: address: %w", err)
+	}
+	return nil
+}
+
+// Provision implements [caddy.Provisioner].
+func (b *RedisBroker) Provision(caddy.Context) error {
+	if err := b.check(); err != nil {
+		return err
+	}
+	if b.Prefix == "" {
+		b.Prefix = "relay"
+	}
+	if err := b.parseAddress(); err != nil {
+		return fmt.Errorf("broker redis: address: %w", err)
 	}
 	b.settings.Username = caddy.NewReplacer().ReplaceAll(b.Username, "")
 	if b.Password != "" {
@@ -223,44 +243,48 @@ func (b *RedisBroker) Apply(to broker.Broker) { to.(*redisbroker.Broker).Configu
 //	}
 func (b *RedisBroker) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the broker's name
+	begin := d.Token()
 	if d.NextArg() {
 		return d.ArgErr()
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		var err error
-		switch option := d.Val(); option {
-		case "address":
-			if args := d.RemainingArgs(); len(args) != 1 {
-				err = d.Errf("address: one address is expected; Sentinel and Cluster, which have several, are not available yet")
-			} else {
-				b.Address = args[0]
-			}
-		case "database":
-			var text string
-			if err = word(d, &text); err == nil {
-				if b.Database, err = strconv.Atoi(text); err != nil {
-					err = d.Errf("database: %q is not a number", text)
-				}
-			}
-		case "username":
-			err = word(d, &b.Username)
-		case "password":
-			err = word(d, &b.Password)
-		case "prefix":
-			err = word(d, &b.Prefix)
-		case "tls":
-			b.TLS = new(RedisTLS)
-			err = b.TLS.unmarshalCaddyfile(d)
-		case "mode", "master_name", "durability":
-			err = d.Errf("%s is not available yet: take it out", option)
-		default:
-			err = unknown(d, "broker redis", "address", "database", "password", "prefix", "tls", "username")
-		}
-		if err != nil {
+		if err := b.unmarshalOption(d); err != nil {
 			return err
 		}
 	}
-	return nil
+	return at(begin, b.check())
+}
+
+func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
+	switch option := d.Val(); option {
+	case "address":
+		if args := d.RemainingArgs(); len(args) != 1 {
+			err = d.Errf("address: one address is expected; Sentinel and Cluster, which have several, are not available yet")
+		} else {
+			b.Address = args[0]
+		}
+	case "database":
+		var text string
+		if err = word(d, &text); err == nil {
+			if b.Database, err = strconv.Atoi(text); err != nil {
+				err = d.Errf("database: %q is not a number", text)
+			}
+		}
+	case "username":
+		err = word(d, &b.Username)
+	case "password":
+		err = word(d, &b.Password)
+	case "prefix":
+		err = word(d, &b.Prefix)
+	case "tls":
+		b.TLS = new(RedisTLS)
+		err = b.TLS.unmarshalCaddyfile(d)
+	case "mode", "master_name", "durability":
+		err = d.Errf("%s is not available yet: take it out", option)
+	default:
+		err = unknown(d, "broker redis", "address", "database", "password", "prefix", "tls", "username")
+	}
+	return err
 }
 
 func (t *RedisTLS) unmarshalCaddyfile(d *caddyfile.Dispenser) error {

@@ -2,6 +2,7 @@ package caddyrelay
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -49,6 +50,7 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 // UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. See parseGlobal.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
+	begin := d.Token()
 	if d.NextArg() {
 		return d.ArgErr()
 	}
@@ -74,7 +76,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	return nil
+	return at(begin, a.checkTopics())
 }
 
 func (a *App) unmarshalBroker(d *caddyfile.Dispenser) error {
@@ -149,6 +151,15 @@ func (*EmbeddedBroker) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // The rest are the words that all of the relay's directives are made of.
+
+// at adds where the Caddyfile has the directive that err is about, as the dispenser does for the token
+// that it is at.
+func at(begin caddyfile.Token, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w, at %s:%d", err, begin.File, begin.Line)
+}
 
 // unknown says what a block may hold.
 func unknown(d *caddyfile.Dispenser, block string, known ...string) error {

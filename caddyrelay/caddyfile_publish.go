@@ -1,6 +1,7 @@
 package caddyrelay
 
 import (
+	"encoding/json"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -16,7 +17,17 @@ func init() {
 
 func parsePublish(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	p := new(Publish)
-	return p, p.UnmarshalCaddyfile(h.Dispenser)
+	if err := p.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	// Provision would find this too, but could not say in which line it stands.
+	app := new(App)
+	if global, ok := h.Option("relay").(httpcaddyfile.App); ok {
+		if err := json.Unmarshal(global.Value, app); err != nil {
+			return nil, err
+		}
+	}
+	return p, at(p.begin, app.checkChannel(p.Channel))
 }
 
 // UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:
@@ -32,6 +43,7 @@ func parsePublish(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	}
 func (h *Publish) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
+	h.begin = d.Token()
 	if !d.Args(&h.Channel) {
 		return d.Errf("relay_publish: one channel is expected, such as \"relay_publish /pay/* pay_mq_channel { … }\"")
 	}
@@ -40,7 +52,7 @@ func (h *Publish) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	return nil
+	return at(h.begin, h.check())
 }
 
 func (h *Publish) unmarshalOption(d *caddyfile.Dispenser) error {

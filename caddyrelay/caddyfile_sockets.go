@@ -25,6 +25,7 @@ import (
 //	}
 func (s *Sockets) UnmarshalCaddyfileWith(d *caddyfile.Dispenser, further map[string]*caddy.Duration) error {
 	d.Next() // the handler's name
+	begin := d.Token()
 	if !d.Args(&s.Channel) {
 		return d.Errf("relay: one channel is expected, such as \"relay pay_mq_channel { … }\"")
 	}
@@ -39,7 +40,8 @@ func (s *Sockets) UnmarshalCaddyfileWith(d *caddyfile.Dispenser, further map[str
 			return err
 		}
 	}
-	return nil
+	_, err := s.endpoint()
+	return at(begin, err)
 }
 
 func (s *Sockets) unmarshalOption(d *caddyfile.Dispenser, further []string) error {

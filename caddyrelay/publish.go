@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
@@ -60,6 +61,7 @@ type Publish struct {
 	// {http.relay.state} set. Refusals are still answered here.
 	PassThrough bool `json:"pass_through,omitempty"`
 
+	begin      caddyfile.Token // where the Caddyfile has the directive; for errors
 	app        *App
 	generation *generation
 	counts     *channelCounts
@@ -93,37 +95,53 @@ func (h *Publish) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if err := h.check(); err != nil {
+		return err
+	}
+	h.setDefaults()
+	values, err := secrets("token", h.Tokens)
+	if err != nil {
 		return fmt.Errorf("relay_publish %s: %w", h.Channel, err)
 	}
+	h.tokens = newTokens(values)
 	h.generation = h.app.generation
 	h.counts = h.app.node.counts.channel(h.Channel)
 	return nil
 }
 
+// check says what in the configuration cannot be, whatever the rest of the configuration holds.
 func (h *Publish) check() error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("relay_publish %s: %w", h.Channel, fmt.Errorf(format, args...))
+	}
 	switch {
 	case h.ID == "":
-		return errors.New("the destination is missing: write, for example, \"id {path.1}\"")
+		return fail("the destination is missing: write, for example, \"id {path.1}\"")
 	case h.Open && len(h.Tokens) > 0:
-		return errors.New("open and token contradict each other: write one of them")
+		return fail("open and token contradict each other: write one of them")
 	case !h.Open && len(h.Tokens) == 0:
-		return errors.New("who may publish is not said: write \"token {env.RELAY_TOKEN}\", or \"open\" if something in front decides")
+		return fail("who may publish is not said: write \"token {env.RELAY_TOKEN}\", or \"open\" if something in front decides")
 	case h.PassThrough && h.Respond != nil:
-		return errors.New("respond and pass_through contradict each other: write one of them")
+		return fail("respond and pass_through contradict each other: write one of them")
 	case h.MaxBody < 0 || h.Timeout < 0:
-		return errors.New("max_body and timeout must be positive, or left out for the default")
+		return fail("max_body and timeout must be positive, or left out for the default")
 	case h.Respond != nil && h.Respond.Status != 0 && (h.Respond.Status < 200 || h.Respond.Status > 599):
-		return fmt.Errorf("respond: %d is not a status from 200 to 599", h.Respond.Status)
+		return fail("respond: %d is not a status from 200 to 599", h.Respond.Status)
 	}
+	for _, token := range h.Tokens {
+		if err := checkSecret("token", token); err != nil {
+			return fail("%w", err)
+		}
+	}
+	return nil
+}
+
+func (h *Publish) setDefaults() {
 	if h.MaxBody == 0 {
 		h.MaxBody = 1 << 20
 	}
 	if h.Timeout == 0 {
 		h.Timeout = caddy.Duration(5 * time.Second)
 	}
-	values, err := secrets("token", h.Tokens)
-	h.tokens = newTokens(values)
-	return err
 }
 
 // ServeHTTP implements [caddyhttp.MiddlewareHandler].

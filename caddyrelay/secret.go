@@ -7,16 +7,25 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// secret returns what a configured secret stands for. It must be one placeholder: what is
-// written out in a configuration can be read at the admin endpoint, in autosave.json
-// and in every backup of either. what names it for errors, which never show a value.
-func secret(what, configured string) (string, error) {
-	inner, isPlaceholder := strings.CutPrefix(configured, "{")
+// checkSecret says so if a secret is not one placeholder: what is written out in a configuration can be
+// read at the admin endpoint, in autosave.json and in every backup of either. what names it for
+// errors, which never show a value.
+func checkSecret(what, configured string) error {
+	inner, opened := strings.CutPrefix(configured, "{")
 	inner, closed := strings.CutSuffix(inner, "}")
-	if !isPlaceholder || !closed || strings.ContainsAny(inner, "{}") {
-		return "", fmt.Errorf("%s is written out in the configuration: write a placeholder instead, "+
+	if !opened || !closed || strings.ContainsAny(inner, "{}") {
+		return fmt.Errorf("%s is written out in the configuration: write a placeholder instead, "+
 			"such as {env.RELAY_TOKEN} or {file./run/secrets/relay_token}", what)
 	}
+	return nil
+}
+
+// secret returns what a configured secret stands for.
+func secret(what, configured string) (string, error) {
+	if err := checkSecret(what, configured); err != nil {
+		return "", err
+	}
+	inner := configured[1 : len(configured)-1]
 	value, err := caddy.NewReplacer().ReplaceOrErr(configured, true, true)
 	if err == nil && strings.TrimSpace(value) != "" {
 		return value, nil

@@ -107,6 +107,9 @@ func (s *Sockets) NewServer(ctx caddy.Context, addresses []caddy.NetworkAddress)
 	}
 	e, err := s.endpoint()
 	if err != nil {
+		return nil, err
+	}
+	if e.Authorize, err = s.Auth.authorizer(); err != nil {
 		return nil, fmt.Errorf("relay %s: %w", s.Channel, err)
 	}
 	g := a.generation
@@ -123,7 +126,8 @@ func (s *Sockets) NewServer(ctx caddy.Context, addresses []caddy.NetworkAddress)
 	return l, nil
 }
 
-// endpoint checks the settings.
+// endpoint returns the settings as the hub wants them, or says what in them cannot be, whatever the rest
+// of the configuration holds. Who may register is not filled in yet.
 func (s *Sockets) endpoint() (*hub.Endpoint, error) {
 	e := &hub.Endpoint{
 		Channel:      s.Channel,
@@ -131,24 +135,24 @@ func (s *Sockets) endpoint() (*hub.Endpoint, error) {
 		Heartbeat: time.Duration(s.Heartbeat), MaxFrame: s.MaxFrame, MaxMessage: s.MaxMessage,
 		QueueMessages: s.QueueMessages, QueueBytes: s.QueueBytes,
 	}
-	var err error
-	if e.Framing, err = parseFraming(s.Framing); err != nil {
-		return nil, err
+	err := func() (err error) {
+		if e.Framing, err = parseFraming(s.Framing); err != nil {
+			return err
+		}
+		protocols := map[string]hub.Protocol{"": hub.Auto, "auto": hub.Auto, "plain": hub.Plain, "json": hub.JSON}
+		var known bool
+		if e.Protocol, known = protocols[s.Protocol]; !known {
+			return fmt.Errorf("unknown protocol %q: write auto, plain or json", s.Protocol)
+		}
+		if err := s.checkLimits(e.Framing); err != nil {
+			return err
+		}
+		return s.Auth.check()
+	}()
+	if err != nil {
+		return nil, fmt.Errorf("relay %s: %w", s.Channel, err)
 	}
-	switch s.Protocol {
-	case "", "auto":
-	case "plain":
-		e.Protocol = hub.Plain
-	case "json":
-		e.Protocol = hub.JSON
-	default:
-		return nil, fmt.Errorf("unknown protocol %q: write auto, plain or json", s.Protocol)
-	}
-	if err := s.checkLimits(e.Framing); err != nil {
-		return nil, err
-	}
-	e.Authorize, err = s.Auth.authorizer()
-	return e, err
+	return e, nil
 }
 
 func (s *Sockets) checkLimits(f wire.Framing) error {
@@ -172,15 +176,26 @@ func (s *Sockets) checkLimits(f wire.Framing) error {
 
 var errBadToken = errors.New("wrong or missing token")
 
-// authorizer returns what decides who may register; nil lets everybody in.
-func (a *Auth) authorizer() (func(id, token string) error, error) {
+// check says what is missing or contradictory.
+func (a *Auth) check() error {
 	switch {
 	case a == nil || !a.None && len(a.Tokens) == 0:
-		return nil, errors.New("who may register is not said: write \"auth token {env.RELAY_TOKEN}\", " +
+		return errors.New("who may register is not said: write \"auth token {env.RELAY_TOKEN}\", " +
 			"or \"auth none\" if nobody else is on this network")
 	case a.None && len(a.Tokens) > 0:
-		return nil, errors.New("auth none and auth token contradict each other: write one of them")
-	case a.None:
+		return errors.New("auth none and auth token contradict each other: write one of them")
+	}
+	for _, token := range a.Tokens {
+		if err := checkSecret("auth token", token); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// authorizer returns what decides who may register; nil lets everybody in.
+func (a *Auth) authorizer() (func(id, token string) error, error) {
+	if a.None {
 		return nil, nil
 	}
 	values, err := secrets("auth token", a.Tokens)
@@ -259,10 +274,12 @@ func (l *SocketServer) dropped(id string, reason hub.DropReason) {
 
 // checkChannel says what to write when a channel is not configured.
 func (a *App) checkChannel(name string) error {
-	if name == "" {
+	switch {
+	case len(a.Channels) == 0:
+		return errors.New("the relay is not configured: write the global option relay { … } with at least one channel")
+	case name == "":
 		return errors.New("the relay channel is missing: name one of " + a.channelList())
-	}
-	if a.Channels[name] == nil {
+	case a.Channels[name] == nil:
 		return fmt.Errorf("the relay has no channel %q: add \"channel %s\" to the global option relay, or name one of %s",
 			name, name, a.channelList())
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +18,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	_ "github.com/mholt/caddy-l4/modules/l4tls"
+
+	_ "github.com/caddyrelay/relay"
 )
 
 // caddyBinary is built once for all tests, with the race detector.
@@ -113,42 +118,21 @@ func (n *node) expand(config string) string {
 	return strings.NewReplacer("{ADMIN}", n.admin, "{HTTP}", port, "{TCP}", n.tcp, "{TCP2}", n.tcp2).Replace(config)
 }
 
-// adapt turns a Caddyfile into JSON, with the real binary.
+// adapt turns a Caddyfile into JSON.
 func (n *node) adapt(caddyfile string) []byte {
 	n.t.Helper()
-	out, err := n.adaptOutput(caddyfile)
+	out, err := adapt(n.expand(caddyfile))
 	if err != nil {
 		n.t.Fatalf("adapting: %v\n%s", err, caddyfile)
 	}
 	return out
 }
 
-func (n *node) adaptOutput(caddyfile string) ([]byte, error) {
-	file := filepath.Join(n.dir, "Caddyfile")
-	if err := os.WriteFile(file, []byte(n.expand(caddyfile)), 0o600); err != nil {
-		n.t.Fatal(err)
-	}
-	cmd := n.command("adapt", "--config", file, "--adapter", "caddyfile")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, errors.New(lastError(stderr.String()))
-	}
-	return out, nil
-}
-
-// lastError returns the text of a command's last error line.
-func lastError(stderr string) string {
-	lines := strings.Split(strings.TrimSpace(stderr), "\n")
-	last := lines[len(lines)-1]
-	var v map[string]any
-	if json.Unmarshal([]byte(last), &v) == nil {
-		if msg, ok := v["msg"].(string); ok {
-			last = msg
-		}
-	}
-	return strings.TrimPrefix(last, "Error: ")
+// adapt does what "caddy adapt" does, without the second that a process with the race detector takes
+// to start.
+func adapt(caddyfile string) ([]byte, error) {
+	out, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
+	return out, err
 }
 
 func (n *node) command(args ...string) *exec.Cmd {
