@@ -1,7 +1,6 @@
 package caddyrelay
 
 import (
-	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -125,9 +124,4 @@ func (n *node) releaseLocked(b broker.Broker, f *feed) {
 	}
 	delete(n.feeds, feedKey{b, f.topic})
 	f.sub.Close()
-}
-
-// errUnavailable reports whether err says that the broker cannot be used at the moment.
-func errUnavailable(err error) bool {
-	return errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrClosed)
 }

@@ -10,5 +10,5 @@ func openFiles() uint64 {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return 0
 	}
-	return uint64(limit.Cur) // its type differs between systems
+	return uint64(limit.Cur) //nolint:unconvert // some systems have it signed
 }

@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -100,7 +101,7 @@ func (s *socket) awaitEnd() {
 	case <-time.After(30 * time.Second):
 		s.t.Fatal("the relay did not close the socket")
 	}
-	if s.err != io.EOF {
+	if !errors.Is(s.err, io.EOF) {
 		s.t.Errorf("the socket ended with %v, want the end of the stream", s.err)
 	}
 }

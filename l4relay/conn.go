@@ -18,7 +18,7 @@ type conn struct {
 // newConn looks for what is wrapped in cx.
 func newConn(cx *layer4.Connection) *conn {
 	c := &conn{Connection: cx}
-	var inner net.Conn = cx.Conn
+	inner := cx.Conn
 	for inner != nil {
 		switch w := inner.(type) {
 		case *net.TCPConn:

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyrelay/relay/broker"
 )
@@ -27,9 +28,22 @@ type Broker struct {
 	logger *slog.Logger
 
 	mu         sync.RWMutex
-	subs       map[string][]*subscription // the slices are replaced, never changed
+	topics     map[string]*topic
 	closed     bool
 	publishing sync.WaitGroup // Add only with mu held and closed false
+
+	ending sync.Once
+}
+
+// topic is a channel that somebody subscribed to.
+type topic struct {
+	// calling is held while the sinks are called. It makes one order of what concurrent
+	// publishers say, the same for every sink, and keeps a sink's calls apart.
+	calling sync.Mutex
+
+	// subs is guarded by Broker.mu. The slice is replaced, never changed, so that sinks are
+	// called without that lock and may close their own subscription.
+	subs []*subscription
 }
 
 // New returns a broker without subscriptions.
@@ -37,7 +51,7 @@ func New(o Options) *Broker {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Broker{logger: o.Logger, subs: make(map[string][]*subscription)}
+	return &Broker{logger: o.Logger, topics: make(map[string]*topic)}
 }
 
 // Publish implements [broker.Broker]. It calls the sinks before it returns. Published.Receivers is -1:
@@ -51,14 +65,25 @@ func (b *Broker) Publish(ctx context.Context, channel string, p *broker.Publicat
 		b.mu.RUnlock()
 		return broker.Published{}, fmt.Errorf("%w: %w", broker.ErrRefused, broker.ErrClosed)
 	}
-	subs := b.subs[channel]
 	b.publishing.Add(1)
+	t := b.topics[channel]
 	b.mu.RUnlock()
 	defer b.publishing.Done()
+	if t != nil {
+		b.deliver(t, p)
+	}
+	return broker.Published{Receivers: -1}, nil
+}
+
+func (b *Broker) deliver(t *topic, p *broker.Publication) {
+	t.calling.Lock()
+	defer t.calling.Unlock()
+	b.mu.RLock()
+	subs := t.subs
+	b.mu.RUnlock()
 	for _, s := range subs {
 		s.deliver(p)
 	}
-	return broker.Published{Receivers: -1}, nil
 }
 
 // Subscribe implements [broker.Broker]. The subscription is proven at once, for as long as it lasts.
@@ -68,27 +93,33 @@ func (b *Broker) Subscribe(channel string, sink broker.Sink) (broker.Subscriptio
 	if b.closed {
 		return nil, broker.ErrClosed
 	}
+	t := b.topics[channel]
+	if t == nil {
+		t = new(topic)
+		b.topics[channel] = t
+	}
 	s := &subscription{broker: b, channel: channel, sink: sink}
-	b.subs[channel] = append(slices.Clone(b.subs[channel]), s)
+	t.subs = append(slices.Clone(t.subs), s)
 	return s, nil
 }
 
 // Close implements [broker.Broker]. What was published has been delivered by the time Publish
 // returned, so it waits for no more than that.
 func (b *Broker) Close() error {
-	b.mu.Lock()
-	b.closed = true
-	b.mu.Unlock()
-	b.publishing.Wait()
-	b.mu.Lock()
-	all := b.subs
-	b.subs = make(map[string][]*subscription)
-	b.mu.Unlock()
-	for _, subs := range all {
-		for _, s := range subs {
-			s.end()
+	b.ending.Do(func() {
+		b.mu.Lock()
+		b.closed = true
+		b.mu.Unlock()
+		b.publishing.Wait()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, t := range b.topics {
+			for _, s := range t.subs {
+				s.closed.Store(true)
+			}
 		}
-	}
+		b.topics = nil
+	})
 	return nil
 }
 
@@ -97,19 +128,12 @@ type subscription struct {
 	broker  *Broker
 	channel string
 	sink    broker.Sink
-
-	// calling makes the sink's calls one after another.
-	calling sync.Mutex
-
-	mu     sync.Mutex
-	closed bool
+	closed  atomic.Bool
 }
 
 // deliver calls the sink. A panic in it is its own affair: publishers and other sinks go on.
 func (s *subscription) deliver(p *broker.Publication) {
-	s.calling.Lock()
-	defer s.calling.Unlock()
-	if s.Err() != nil {
+	if s.closed.Load() {
 		return
 	}
 	defer func() {
@@ -122,9 +146,7 @@ func (s *subscription) deliver(p *broker.Publication) {
 
 // Err implements [broker.Subscription].
 func (s *subscription) Err() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return broker.ErrClosed
 	}
 	return nil
@@ -132,27 +154,18 @@ func (s *subscription) Err() error {
 
 // Close implements [broker.Subscription].
 func (s *subscription) Close() {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
+	s.closed.Store(true)
 	b := s.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rest := slices.DeleteFunc(slices.Clone(b.subs[s.channel]), func(other *subscription) bool { return other == s })
-	if len(rest) == 0 {
-		delete(b.subs, s.channel)
+	t := b.topics[s.channel]
+	if t == nil {
 		return
 	}
-	b.subs[s.channel] = rest
-}
-
-// end closes the subscription and waits for a call under way.
-func (s *subscription) end() {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
-	s.calling.Lock()
-	defer s.calling.Unlock()
+	t.subs = slices.DeleteFunc(slices.Clone(t.subs), func(other *subscription) bool { return other == s })
+	if len(t.subs) == 0 {
+		delete(b.topics, s.channel)
+	}
 }
 
 // Interface guard

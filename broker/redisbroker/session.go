@@ -108,7 +108,7 @@ func (b *Broker) listen(proven func()) error {
 		dialed = true
 		return b.dial(ctx, network, addr)
 	})
-	defer s.client.Close()
+	defer func() { _ = s.client.Close() }()
 	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
 	defer cancel()
 	s.pubsub = s.client.Subscribe(ctx)

@@ -1,0 +1,66 @@
+# make test is the one to know. What needs a program says in one line how to get it.
+
+GO ?= go
+FUZZTIME ?= 60s
+PLATFORMS = linux/amd64 linux/arm64 darwin/arm64 windows/amd64
+MODULES = relay http.handlers.relay_publish layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
+
+.PHONY: build
+build: ## build bin/caddy
+	$(GO) build -o bin/caddy ./cmd/caddy
+
+.PHONY: test
+test: deps ## run all tests, with the race detector
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: deps
+deps: ## find or install what the tests need: a C compiler, redis-server, Node.js packages
+	@./scripts/deps
+
+.PHONY: lint
+lint: ## gofmt, go vet and golangci-lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	GOOS=windows $(GO) vet ./...
+	$(GO) -C tools/lint build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	bin/golangci-lint run ./...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (60s)
+	@GO="$(GO)" FUZZTIME=$(FUZZTIME) ./scripts/fuzz
+
+.PHONY: fuzz-short
+fuzz-short: ## run each fuzz target for 3s
+	@GO="$(GO)" FUZZTIME=3s ./scripts/fuzz
+
+.PHONY: golden
+golden: ## write the golden files of the configuration anew; look at the difference
+	$(GO) test ./integration -run TestAdaptGolden -update
+
+.PHONY: cross
+cross: ## build cmd/caddy for every platform that is released
+	@for p in $(PLATFORMS); do \
+		echo "build $$p"; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build -o /dev/null ./cmd/caddy || exit 1; \
+	done
+
+.PHONY: xcaddy
+xcaddy: ## build bin/caddy-xcaddy as users of xcaddy do, and check its modules
+	$(GO) -C tools/xcaddy build -o ../../bin/xcaddy github.com/caddyserver/xcaddy/cmd/xcaddy
+	bin/xcaddy build v2.11.9 --output bin/caddy-xcaddy \
+		--with github.com/mholt/caddy-l4@v0.1.2 --with github.com/caddyrelay/relay@v0.0.0=.
+	@for m in $(MODULES); do \
+		bin/caddy-xcaddy list-modules | grep -qx "$$m" || { echo "the binary lacks the module $$m"; exit 1; }; \
+		echo "has $$m"; \
+	done
+
+.PHONY: check
+check: lint test fuzz-short cross xcaddy ## all that CI runs
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
