@@ -239,7 +239,7 @@ func (a *App) spread() time.Duration { return time.Duration(a.ReconnectSpread) }
 
 // Bus returns the bus, for other Caddy modules: get the app with ctx.App("relay") in Provision,
 // and listen there.
-func (a *App) Bus() *Bus { return &Bus{app: a} }
+func (a *App) Bus() *Bus { return &Bus{node: a.node, generation: a.generation} }
 
 // publish publishes on a relay channel.
 func (a *App) publish(ctx context.Context, g *generation, m *broker.Message) (broker.Published, error) {

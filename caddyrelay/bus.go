@@ -26,7 +26,10 @@ const listenerQueue = 1024
 // A bus belongs to the configuration of the app it was got from. Its listeners begin to hear
 // when that configuration starts, and are removed when it is cleaned up; during a
 // reload those of the old and of the new configuration both hear for a moment.
-type Bus struct{ app *App }
+type Bus struct {
+	node       *node
+	generation *generation
+}
 
 // Listener is called with what was published: JSON decoded as encoding/json does into an any,
 // except that numbers are json.Number, so that long order numbers keep all digits; what
@@ -68,11 +71,10 @@ func (b *Bus) Publish(ctx context.Context, channel string, value any) error {
 		return fmt.Errorf("publishing on %s: %w", channel, err)
 	}
 	p := broker.FromPayload(payload)
-	n := b.app.node
-	if b.app.generation.channels[channel] != nil {
-		_, err = n.publish(ctx, b.app.generation, channel, p)
+	if b.generation.channels[channel] != nil {
+		_, err = b.node.publish(ctx, b.generation, channel, p)
 	} else {
-		_, err = n.publishRaw(ctx, channel, p)
+		_, err = b.node.publishRaw(ctx, channel, p)
 	}
 	if err != nil {
 		return fmt.Errorf("publishing on %s: %w", channel, err)
@@ -119,12 +121,12 @@ func decodeValue(payload []byte) any {
 }
 
 func (b *Bus) listen(channel string, fn Listener, onState StateListener, once bool) (func(), error) {
-	n, g := b.app.node, b.app.generation
+	n, g := b.node, b.generation
 	topic := channel
 	if c := g.channels[channel]; c != nil {
 		topic = c.topic(channel)
 	}
-	l := &listener{node: n, generation: g, topic: topic, fn: fn, onState: onState, once: once}
+	l := &busListener{node: n, generation: g, topic: topic, fn: fn, onState: onState, once: once}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if g.released {
@@ -146,7 +148,7 @@ func (b *Bus) listen(channel string, fn Listener, onState StateListener, once bo
 }
 
 // unlisten removes a listener, and gives back the feed if nothing else of its generation needs it.
-func (n *node) unlisten(g *generation, l *listener) {
+func (n *node) unlisten(g *generation, l *busListener) {
 	l.stop()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -171,8 +173,8 @@ func (n *node) unlisten(g *generation, l *listener) {
 	n.releaseLocked(g.broker, f)
 }
 
-// listener is one Listener with its queue.
-type listener struct {
+// busListener is one Listener with its queue.
+type busListener struct {
 	node       *node
 	generation *generation
 	topic      string
@@ -196,7 +198,7 @@ type item struct {
 }
 
 // attach makes l hear a feed.
-func (l *listener) attach(f *feed) {
+func (l *busListener) attach(f *feed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.removed {
@@ -206,9 +208,9 @@ func (l *listener) attach(f *feed) {
 	f.add(l)
 }
 
-func (l *listener) offer(payload []byte) { l.enqueue(item{payload: payload}) }
+func (l *busListener) offer(payload []byte) { l.enqueue(item{payload: payload}) }
 
-func (l *listener) offerState(err error) {
+func (l *busListener) offerState(err error) {
 	if l.onState != nil {
 		l.enqueue(item{change: true, err: err})
 	}
@@ -216,7 +218,7 @@ func (l *listener) offerState(err error) {
 
 // enqueue never waits. Changes of state are few, and missing one would leave a listener believing
 // the wrong thing, so they pass where publications are dropped.
-func (l *listener) enqueue(it item) {
+func (l *busListener) enqueue(it item) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.removed {
@@ -238,7 +240,7 @@ func (l *listener) enqueue(it item) {
 }
 
 // run calls the listener until its queue is empty.
-func (l *listener) run() {
+func (l *busListener) run() {
 	for {
 		l.mu.Lock()
 		if l.removed || len(l.queue) == 0 {
@@ -261,7 +263,7 @@ func (l *listener) run() {
 }
 
 // call calls the listener once. A panic in somebody else's module must not end the process.
-func (l *listener) call(it item) {
+func (l *busListener) call(it item) {
 	defer func() {
 		if v := recover(); v != nil {
 			l.node.counts.listenerPanics.Add(1)
@@ -277,14 +279,14 @@ func (l *listener) call(it item) {
 }
 
 // stop removes the listener: no call begins after it returns.
-func (l *listener) stop() {
+func (l *busListener) stop() {
 	l.mu.Lock()
 	l.removed = true
 	l.mu.Unlock()
 	l.detach()
 }
 
-func (l *listener) detach() {
+func (l *busListener) detach() {
 	l.mu.Lock()
 	f := l.feed
 	l.feed = nil

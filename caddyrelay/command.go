@@ -49,16 +49,12 @@ const tokenVariable = "RELAY_TOKEN"
 
 // addTokenFlag leaves no way to write the token itself on the command line, where the list of
 // processes and the shell's history would show it.
-func addTokenFlag(cmd *cobra.Command) {
-	cmd.Flags().String("token-file", "", "File that holds the token (default: the environment variable "+tokenVariable+")")
+func addTokenFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "token-file", "", "File that holds the token (default: the environment variable "+tokenVariable+")")
 }
 
-// tokenOf returns the token to send, or "" for none.
-func tokenOf(cmd *cobra.Command) (string, error) {
-	file, err := cmd.Flags().GetString("token-file")
-	if err != nil {
-		return "", err
-	}
+// readToken returns the token to send, or "" for none.
+func readToken(file string) (string, error) {
 	if file == "" {
 		return checkToken(tokenVariable, os.Getenv(tokenVariable))
 	}
@@ -74,7 +70,7 @@ func tokenFromFile(name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the token: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	text, err := io.ReadAll(io.LimitReader(f, maxToken+1))
 	switch {
 	case err != nil:
@@ -97,6 +93,12 @@ func checkToken(source, token string) (string, error) {
 		return "", fmt.Errorf("%s does not hold a token: it must be one line of UTF-8 text", source)
 	}
 	return token, nil
+}
+
+// tell writes a line about the state of a command. Where that cannot be written, nobody is there to
+// be told so.
+func tell(status io.Writer, format string, args ...any) {
+	_, _ = fmt.Fprintf(status, format+"\n", args...)
 }
 
 // connectFailure says in a user's words why there is no connection to an address.

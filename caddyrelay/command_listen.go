@@ -17,6 +17,8 @@ import (
 )
 
 func listenCommand() *cobra.Command {
+	b := newBackEnd()
+	var framing, tokenFile string
 	cmd := &cobra.Command{
 		Use:   "listen <id>",
 		Short: "Registers as a destination and prints its messages",
@@ -36,48 +38,39 @@ no use, such as with a wrong token, and with 0 on Ctrl-C.`,
 			}
 			return nil
 		},
-		RunE: runListen,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := b.configure(args[0], framing, tokenFile); err != nil {
+				return err
+			}
+			b.out, b.status = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			ctx, stop := interruptible(cmd)
+			defer stop()
+			return b.run(ctx)
+		},
 	}
-	cmd.Flags().StringP("address", "a", "127.0.0.1:9000", "Host and port that the relay listens on for sockets")
-	cmd.Flags().String("framing", "line", "Framing of that listener: line, \"length 2\" or \"length 4\"")
-	cmd.Flags().IntP("count", "n", 0, "Exit after so many messages; 0 goes on until Ctrl-C")
-	cmd.Flags().Bool("json", false, "Print the whole message, not only its body")
-	addTokenFlag(cmd)
+	flags := cmd.Flags()
+	flags.StringVarP(&b.address, "address", "a", "127.0.0.1:9000", "Host and port that the relay listens on for sockets")
+	flags.StringVar(&framing, "framing", "line", "Framing of that listener: line, \"length 2\" or \"length 4\"")
+	flags.IntVarP(&b.count, "count", "n", 0, "Exit after so many messages (default: go on until Ctrl-C)")
+	flags.BoolVar(&b.whole, "json", false, "Print the whole message, not only its body")
+	addTokenFlag(cmd, &tokenFile)
 	return cmd
 }
 
-func runListen(cmd *cobra.Command, args []string) error {
-	l := newListener(args[0], cmd.OutOrStdout(), cmd.ErrOrStderr())
-	var framing string
-	for _, flag := range []struct {
-		name string
-		get  func(name string) error
-	}{
-		{"address", func(name string) (err error) { l.address, err = cmd.Flags().GetString(name); return }},
-		{"framing", func(name string) (err error) { framing, err = cmd.Flags().GetString(name); return }},
-		{"count", func(name string) (err error) { l.count, err = cmd.Flags().GetInt(name); return }},
-		{"json", func(name string) (err error) { l.whole, err = cmd.Flags().GetBool(name); return }},
-	} {
-		if err := flag.get(flag.name); err != nil {
-			return err
-		}
-	}
-	var err error
-	if l.framing, err = wire.ParseFraming(strings.Fields(framing)...); err != nil {
+// configure takes what the command line says.
+func (b *backEnd) configure(id, framing, tokenFile string) (err error) {
+	b.id = id
+	if b.framing, err = wire.ParseFraming(strings.Fields(framing)...); err != nil {
 		return fmt.Errorf("--framing: %w", err)
 	}
-	if l.count < 0 {
+	if b.count < 0 {
 		return errors.New("--count must not be negative")
 	}
-	if err := checkAddress(l.address); err != nil {
+	if err := checkAddress(b.address); err != nil {
 		return err
 	}
-	if l.token, err = tokenOf(cmd); err != nil {
-		return err
-	}
-	ctx, stop := interruptible(cmd)
-	defer stop()
-	return l.run(ctx)
+	b.token, err = readToken(tokenFile)
+	return err
 }
 
 // checkAddress refuses what no connection could ever be made to, so that listen does not try for ever.
@@ -92,8 +85,8 @@ func checkAddress(address string) error {
 	return fmt.Errorf("--address %q is not a host and a port: write it like 127.0.0.1:9000", address)
 }
 
-// listener is the back end that "caddy relay listen" is.
-type listener struct {
+// backEnd is what "caddy relay listen" is to the relay.
+type backEnd struct {
 	id      string
 	token   string
 	address string
@@ -108,12 +101,11 @@ type listener struct {
 	random func(below time.Duration) time.Duration // below is > 0
 
 	printed int
-	known   bool // a relay was met at the address
+	hinted  bool // how to start a relay was said, or need not be
 }
 
-func newListener(id string, out, status io.Writer) *listener {
-	return &listener{
-		id: id, out: out, status: status,
+func newBackEnd() *backEnd {
+	return &backEnd{
 		dial: func(ctx context.Context, address string) (net.Conn, error) {
 			dialer := net.Dialer{Timeout: dialTimeout}
 			return dialer.DialContext(ctx, "tcp", address)
@@ -122,7 +114,7 @@ func newListener(id string, out, status io.Writer) *listener {
 	}
 }
 
-// Times of the listener. They are the advice of the protocol's documentation to every client.
+// Times of the back end. They are the advice of the protocol's documentation to every client.
 const (
 	dialTimeout    = 10 * time.Second
 	welcomeTimeout = 15 * time.Second // more than a relay that is just starting makes a client wait
@@ -144,9 +136,9 @@ func (e *lost) Error() string { return e.why }
 
 // run holds one session after another. It returns nil when ctx ends or all messages that were asked for
 // have come, and an error when trying again is of no use.
-func (l *listener) run(ctx context.Context) error {
+func (b *backEnd) run(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		lasted, err := l.session(ctx)
+		lasted, err := b.session(ctx)
 		var gone *lost
 		switch {
 		case !errors.As(err, &gone):
@@ -156,8 +148,8 @@ func (l *listener) run(ctx context.Context) error {
 		case lasted >= stableAfter:
 			attempt = 1
 		}
-		wait := max(l.backoff(attempt), gone.after)
-		fmt.Fprintf(l.status, "%s; trying again in %.1fs\n", gone.why, wait.Seconds())
+		wait := max(b.backoff(attempt), gone.after)
+		tell(b.status, "%s; trying again in %.1fs", gone.why, wait.Seconds())
 		if !pause(ctx, wait) {
 			return nil
 		}
@@ -166,12 +158,12 @@ func (l *listener) run(ctx context.Context) error {
 
 // backoff returns how long to wait before the next attempt: a random time, so that the clients of a
 // relay that restarts do not all come at once, below a limit that doubles each time.
-func (l *listener) backoff(attempt int) time.Duration {
+func (b *backEnd) backoff(attempt int) time.Duration {
 	limit := maxBackoff
 	if attempt < 6 { // 2^6 halves of a second are more than the most, and a larger shift overflows
 		limit = min(minBackoff<<attempt, maxBackoff)
 	}
-	return minBackoff + l.random(limit-minBackoff)
+	return minBackoff + b.random(limit-minBackoff)
 }
 
 // pause waits, and reports whether it was let wait to the end.
@@ -187,19 +179,19 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // session connects and holds one session. It returns how long the session lasted from the welcome
-// on. The error is nil if the listener has done what it was to do, a *lost if another try may help.
-func (l *listener) session(ctx context.Context) (time.Duration, error) {
-	conn, err := l.dial(ctx, l.address)
+// on. The error is nil if the back end has done what it was to do, a *lost if another try may help.
+func (b *backEnd) session(ctx context.Context) (time.Duration, error) {
+	conn, err := b.dial(ctx, b.address)
 	if err != nil {
-		why := connectFailure(l.address, err)
-		if isRefused(err) && !l.known {
-			l.known = true // say it once
-			why += startHint(l.address)
+		why := connectFailure(b.address, err)
+		if isRefused(err) && !b.hinted {
+			b.hinted = true
+			why += startHint(b.address)
 		}
 		return 0, &lost{why: why}
 	}
 	defer conn.Close()
-	s := newListening(ctx, l, conn)
+	s := newListening(ctx, b, conn)
 	err = s.run()
 	if s.welcomed.IsZero() {
 		return 0, err

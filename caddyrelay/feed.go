@@ -25,7 +25,7 @@ type feed struct {
 	refs int
 
 	mu        sync.RWMutex
-	listeners []*listener
+	listeners []*busListener
 }
 
 // Deliver implements [broker.Sink].
@@ -74,17 +74,17 @@ func (f *feed) StateChanged(_ string, err error) {
 // err says why this node would not hear what is published now, or nil.
 func (f *feed) err() error { return f.sub.Err() }
 
-func (f *feed) add(l *listener) {
+func (f *feed) add(l *busListener) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	// A fresh slice each time: Deliver walks the old one without the lock.
 	f.listeners = append(f.listeners[:len(f.listeners):len(f.listeners)], l)
 }
 
-func (f *feed) remove(l *listener) {
+func (f *feed) remove(l *busListener) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var rest []*listener
+	var rest []*busListener
 	for _, other := range f.listeners {
 		if other != l {
 			rest = append(rest, other)

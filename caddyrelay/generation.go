@@ -30,7 +30,7 @@ type generation struct {
 
 	// Guarded by node.mu.
 	feeds     map[string]*feed // by topic; each is held once
-	listeners []*listener      // on the bus
+	listeners []*busListener   // on the bus
 	released  bool             // it takes no more listeners
 }
 

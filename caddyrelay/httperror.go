@@ -135,7 +135,7 @@ func (h *Publish) refuseRequest(w http.ResponseWriter, r *http.Request, e *refus
 // hasErrorRoutes reports whether the server has routes for errors.
 func hasErrorRoutes(r *http.Request) bool {
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	return ok && srv.Errors != nil && len(srv.Errors.Routes) > 0
+	return ok && srv != nil && srv.Errors != nil && len(srv.Errors.Routes) > 0
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {

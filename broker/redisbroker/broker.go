@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -64,25 +65,29 @@ type Stats struct {
 // Broker is a broker on one Redis server. Make it with [New].
 type Broker struct {
 	// Fixed by New.
-	o      Options
-	client *redis.Client // for publishing
-	queue  chan *job
-	stop   context.CancelFunc // ends the goroutines
-	ctx    context.Context
-	loops  sync.WaitGroup
+	o          Options
+	queue      chan *job
+	configured chan struct{}
+	ctx        context.Context
+	stop       context.CancelFunc // ends the goroutines
+	loops      sync.WaitGroup
+	ending     sync.Once
+
+	// Owned by commitLoop.
+	client *redis.Client
 
 	settings  atomic.Pointer[Settings]
 	lost      atomic.Uint64
-	roundTrip atomic.Int64
+	roundTrip atomic.Int64 // nanoseconds
 
 	mu         sync.Mutex
 	closing    bool
 	publishing sync.WaitGroup // Add only with mu held and closing false
-	listening  bool           // the session loop runs
+	listening  bool           // listenLoop runs
 	topics     map[string]*topic
-	session    *session // the connection that hears, or nil
-	down       error    // why nothing is heard, once that was tried; nil before and while it is
-	wake       chan struct{}
+	session    *session  // the connection that hears, or nil
+	down       error     // why nothing is heard, once that was tried; nil before and while it is
+	lostAt     time.Time // since when that is so, or zero
 }
 
 // New returns a broker. It does no I/O: the broker connects when it is first used.
@@ -90,9 +95,12 @@ func New(o Options) (*Broker, error) {
 	if o.Address == "" {
 		return nil, errors.New("redis: the address is missing")
 	}
+	if o.Network != "" && o.Network != "tcp" && o.Network != "unix" {
+		return nil, fmt.Errorf("redis: the network is %q; it must be tcp or unix", o.Network)
+	}
 	o.setDefaults()
 	b := &Broker{
-		o: o, queue: make(chan *job, maxQueue), topics: make(map[string]*topic), wake: make(chan struct{}, 1),
+		o: o, queue: make(chan *job, maxQueue), configured: make(chan struct{}, 1), topics: make(map[string]*topic),
 	}
 	b.settings.Store(&o.Settings)
 	b.client = b.newClient(b.dial)
@@ -128,10 +136,7 @@ func (o *Options) setDefaults() {
 // ones are made with the new settings, and one that is being waited for is tried at once.
 func (b *Broker) Configure(s Settings) {
 	b.settings.Store(&s)
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
+	wake(b.configured)
 }
 
 // Stats returns the counts.
@@ -139,20 +144,19 @@ func (b *Broker) Stats() Stats {
 	return Stats{Lost: b.lost.Load(), RoundTrip: time.Duration(b.roundTrip.Load())}
 }
 
-// Close implements [broker.Broker].
+// Close implements [broker.Broker]. It takes at most three times Options.Timeout, and a second.
 func (b *Broker) Close() error {
+	b.ending.Do(b.close)
+	return nil
+}
+
+func (b *Broker) close() {
 	b.mu.Lock()
-	if b.closing {
-		b.mu.Unlock()
-		b.loops.Wait()
-		return nil
-	}
 	b.closing = true
 	s := b.session
 	b.mu.Unlock()
 
-	b.publishing.Wait() // each is bounded by Options.Timeout
-	if s != nil {
+	if b.published(2*b.o.Timeout) && s != nil {
 		// A probe that is published now comes behind everything that was.
 		ctx, cancel := context.WithTimeout(b.ctx, time.Second)
 		s.settle(ctx)
@@ -161,7 +165,6 @@ func (b *Broker) Close() error {
 	b.stop()
 	b.endSession(broker.ErrClosed)
 	b.loops.Wait()
-	err := b.client.Close()
 
 	b.mu.Lock()
 	topics := b.topics
@@ -172,7 +175,24 @@ func (b *Broker) Close() error {
 			sub.end()
 		}
 	}
-	return err
+}
+
+// published waits until no publish is under way, for as long as one may take that is being sent, and
+// one behind it. If Redis hangs, more of them wait than can be waited for.
+func (b *Broker) published(limit time.Duration) bool {
+	done := make(chan struct{})
+	go func() {
+		b.publishing.Wait() // returns soon after b.stop at the latest
+		close(done)
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // Interface guard

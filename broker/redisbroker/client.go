@@ -41,8 +41,9 @@ func (b *Broker) newClient(dial dialer) *redis.Client {
 		ContextTimeoutEnabled: true,
 		DialTimeout:           b.o.Timeout, ReadTimeout: b.o.Timeout, WriteTimeout: b.o.Timeout, PoolTimeout: b.o.Timeout,
 
-		// One batch is under way at a time, so few connections are used; each has 64 KiB of
-		// buffers.
+		// One batch is under way at a time, so one connection is used, of 64 KiB of buffers, or
+		// a few after failures. With a size of 1, go-redis's own dialing would start at
+		// the first error; see commit.
 		PoolSize: 4, PipelinePoolSize: -1,
 
 		// Two more commands for each new connection, that servers before 7.2 answer with errors.
@@ -76,23 +77,38 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// explain wraps an error of go-redis with where it happened and what to do about it.
-func (b *Broker) explain(err error) error {
-	return fmt.Errorf("%w: redis at %s: %w%s", broker.ErrUnavailable, b.o.Address, err, advice(err))
+func isDialError(err error) bool {
+	var dial *dialError
+	return errors.As(err, &dial)
 }
 
-// rights are what a Redis user needs, in the words of ACL SETUSER. The channels come on top.
-const rights = "+publish +subscribe +unsubscribe +ping +hello +client|setname"
+// explain wraps an error of go-redis with where it happened and what to do about it.
+func (b *Broker) explain(err error) error {
+	return fmt.Errorf("%w: redis at %s: %w%s", broker.ErrUnavailable, b.o.Address, err, b.advice(err))
+}
 
-func advice(err error) string {
-	var dial *dialError
+// rights are what a Redis user needs, in the words of ACL SETUSER. The channels come on top, and
+// +select for a database other than 0.
+const rights = "+publish +subscribe +unsubscribe +hello +client|setname"
+
+func (b *Broker) rights() string {
+	text := rights
+	if b.o.DB != 0 {
+		text += " +select"
+	}
+	return text + " &" + b.o.Prefix + ":probe:* and & with each channel's name"
+}
+
+func (b *Broker) advice(err error) string {
 	text := err.Error()
-	if errors.As(err, &dial) {
+	if isDialError(err) {
 		switch {
 		case strings.Contains(text, "TLS handshake"):
 			return "; does redis-server listen with TLS there, with a certificate that tls trusts?"
 		case errors.Is(err, os.ErrNotExist):
 			return "; is redis-server running, with this unixsocket?"
+		case errors.Is(err, os.ErrPermission):
+			return "; the user that this program runs as must be allowed to write to it: see unixsocketperm"
 		}
 		return "; is redis-server running there?"
 	}
@@ -100,7 +116,7 @@ func advice(err error) string {
 	for _, a := range []struct{ code, advice string }{
 		{"NOAUTH", "; set the broker's password"},
 		{"WRONGPASS", "; correct the broker's username and password"},
-		{"NOPERM", "; the user needs " + rights + " and the channels (&pattern) that the relay uses"},
+		{"NOPERM", "; the user needs " + b.rights()},
 		{"MOVED", "; this is a node of a Redis Cluster, which is not supported yet: use a standalone server"},
 		{"CLUSTERDOWN", "; this is a node of a Redis Cluster, which is not supported yet: use a standalone server"},
 		{"READONLY", "; this is a replica: use the address of the primary"},
@@ -117,7 +133,6 @@ func advice(err error) string {
 
 // notSent reports whether err proves that the server did not do what it was asked.
 func notSent(err error) bool {
-	var dial *dialError
 	var reply redis.Error
-	return errors.As(err, &dial) || errors.As(err, &reply) || errors.Is(err, redis.ErrPoolTimeout)
+	return isDialError(err) || errors.As(err, &reply) || errors.Is(err, redis.ErrPoolTimeout)
 }

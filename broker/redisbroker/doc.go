@@ -15,6 +15,7 @@
 //   - broker.go: the broker, its options, and its end.
 //   - client.go: how go-redis is set up, and errors in an operator's words.
 //   - publish.go: group commit; what waits is sent in one pipeline.
-//   - subscribe.go: who listens to what, and which of it is proven.
+//   - subscribe.go: who listens to what.
+//   - state.go: what is proven, what is lost, and who is told.
 //   - session.go: one connection that hears everything, and its probes.
 package redisbroker

@@ -72,6 +72,12 @@ func (b *Broker) publish(ctx context.Context, channel string, payload []byte) (b
 		default:
 			return broker.Published{}, b.explain(ctx.Err())
 		}
+	case <-b.ctx.Done():
+		if j.state.CompareAndSwap(waiting, abandoned) {
+			return broker.Published{}, fmt.Errorf("%w: %w", broker.ErrRefused, broker.ErrClosed)
+		}
+		// ErrClosed would say that another broker can be tried, but this one may have done it.
+		<-j.done
 	}
 	if j.err == nil {
 		return broker.Published{Receivers: j.receivers}, nil
@@ -87,6 +93,7 @@ func (b *Broker) publish(ctx context.Context, channel string, payload []byte) (b
 //
 // One batch is under way at a time, which keeps publications in the order of the queue.
 func (b *Broker) commitLoop() {
+	defer func() { _ = b.client.Close() }()
 	for {
 		select {
 		case <-b.ctx.Done():
@@ -129,8 +136,16 @@ func (b *Broker) commit(jobs []*job) {
 		cmds[i] = pipe.Publish(ctx, j.channel, j.payload)
 	}
 	_, _ = pipe.Exec(ctx) // each command has its own error
+	redial := false
 	for i, j := range jobs {
 		j.receivers, j.err = int(cmds[i].Val()), cmds[i].Err()
+		redial = redial || isDialError(j.err)
 		close(j.done)
+	}
+	if redial {
+		// After a few failures a pool of go-redis refuses to dial and tries once a second behind our
+		// backs, so a server that is back would not be used at once. A new pool has no such memory.
+		_ = b.client.Close()
+		b.client = b.newClient(b.dial)
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"math/rand/v2"
 	"net"
-	"slices"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -18,32 +16,37 @@ import (
 )
 
 // session is one connection on which this node hears everything it subscribed to, and the probes that
-// show that it does.
+// show that it does. One goroutine reads it, another writes.
 //
 // go-redis would reconnect by itself, without a word, and what was published meanwhile would be
 // missing; so a session's client can dial once, and any error ends the session.
 type session struct {
 	b      *Broker
-	client *redis.Client
 	pubsub *redis.PubSub
 	probes string // the channel of its own probes
 
-	orders chan order    // subscribe and unsubscribe, for the goroutine that writes
-	kick   chan struct{} // send a probe now
-	over   chan struct{} // closed by end
-	once   sync.Once
-	cause  error // set before over is closed
+	changed chan struct{} // what is to be subscribed has changed
+	kick    chan struct{} // send a probe now
+	over    chan struct{} // closed by end
+	once    sync.Once
+	cause   error // set before over is closed
+
+	// Guarded by Broker.mu.
+	asked   map[string]*topic // what Redis was asked for, and has not refused
+	answers []order           // what Redis was asked and has not answered, oldest first
 
 	mu     sync.Mutex
 	sent   uint64 // the last probe
 	echoed uint64
-	sentAt time.Time
+	sentAt time.Time     // when the oldest probe that is not back was sent, or the last came back
 	echo   chan struct{} // closed and replaced at each echo
 }
 
-// order is a change of what is subscribed.
+// order is one thing asked of Redis: to subscribe, or else to unsubscribe. Redis answers each, in
+// this order, but names the channel only if it agrees.
 type order struct {
 	channel string
+	topic   *topic // for whom; nil for the probes
 	drop    bool
 }
 
@@ -52,100 +55,40 @@ var (
 	errOneDial = errors.New("the connection was lost")
 )
 
-// listenLoop keeps a session going for as long as the broker is open.
-func (b *Broker) listenLoop() {
-	wait := time.Duration(0)
-	var lostAt time.Time
-	for b.ctx.Err() == nil {
-		began := time.Now()
-		err := b.listen(func() { // proven
-			if !lostAt.IsZero() {
-				b.o.Logger.Info("redis is back", "address", b.o.Address, "seconds", time.Since(lostAt).Seconds())
-				lostAt = time.Time{}
-			}
-		})
-		if b.ctx.Err() != nil {
-			return
-		}
-		err = b.explain(err)
-		if b.disprove(err, true) {
-			b.lost.Add(1)
-		}
-		if lostAt.IsZero() {
-			lostAt = time.Now()
-			b.o.Logger.Warn("redis is lost; publishers are answered 503 until it is back", "address", b.o.Address, "error", err)
-		}
-		if time.Since(began) > b.o.MaxBackoff {
-			wait = 0
-		}
-		wait = min(max(2*wait, 50*time.Millisecond), b.o.MaxBackoff)
-		b.pause(wait/2 + rand.N(wait/2+1))
-	}
-}
-
-// pause waits, unless the broker closes or gets new settings, with which it may work.
-func (b *Broker) pause(d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-b.wake:
-	case <-b.ctx.Done():
-	}
-}
-
-// listen runs one session to its end. proven is called at the first echo.
-func (b *Broker) listen(proven func()) error {
+// listen runs one session to its end and says why it ended.
+func (b *Broker) listen() error {
 	s := &session{
 		b: b, probes: fmt.Sprintf("%s:probe:%s:%s", b.o.Prefix, b.o.Node, broker.NewMID()[:8]),
-		orders: make(chan order, 64), kick: make(chan struct{}, 1), over: make(chan struct{}), echo: make(chan struct{}),
+		changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), over: make(chan struct{}),
+		asked: make(map[string]*topic), echo: make(chan struct{}),
 	}
-	dialed := false
-	s.client = b.newClient(func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if dialed { // only this goroutine's calls dial, or those of write, after this one's
+	dialed := false // under the lock of s.pubsub
+	client := b.newClient(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if dialed {
 			return nil, errOneDial
 		}
 		dialed = true
 		return b.dial(ctx, network, addr)
 	})
-	defer func() { _ = s.client.Close() }()
+	defer func() { _ = client.Close() }()
 	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
 	defer cancel()
-	s.pubsub = s.client.Subscribe(ctx)
+	s.pubsub = client.Subscribe(ctx)
+	s.answers = []order{{channel: s.probes}}
 	if err := s.pubsub.Subscribe(ctx, s.probes); err != nil {
 		_ = s.pubsub.Close()
 		return err
 	}
-
-	b.mu.Lock()
-	if b.closing {
-		b.mu.Unlock()
+	if !b.setSession(s) {
 		_ = s.pubsub.Close()
 		return broker.ErrClosed
 	}
-	b.session = s
-	channels := slices.Collect(maps.Keys(b.topics))
-	b.mu.Unlock()
-
 	var writer sync.WaitGroup
-	writer.Go(func() { s.write(channels) })
-	err := s.read(proven)
-	s.end(err)
+	writer.Go(s.write)
+	s.end(s.read())
 	writer.Wait()
-	b.mu.Lock()
-	b.session = nil
-	b.mu.Unlock()
+	b.clearSession()
 	return s.cause
-}
-
-// endSession ends the session under way, if there is one.
-func (b *Broker) endSession(err error) {
-	b.mu.Lock()
-	s := b.session
-	b.mu.Unlock()
-	if s != nil {
-		s.end(err)
-	}
 }
 
 // end ends the session; the first cause counts.
@@ -158,26 +101,35 @@ func (s *session) end(cause error) {
 }
 
 // read hands on what arrives until the connection ends.
-func (s *session) read(proven func()) error {
-	first := true
+func (s *session) read() (err error) {
+	// go-redis takes the shape of a reply for granted: what is no Redis makes it panic.
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("unreadable reply: %v\n%s", v, debug.Stack())
+		}
+	}()
 	for {
 		v, err := s.pubsub.Receive(context.Background())
-		if err != nil {
+		var refused redis.Error
+		switch {
+		case errors.As(err, &refused):
+			if err := s.answered("", err); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
 			return err
 		}
 		switch v := v.(type) {
 		case *redis.Subscription:
-			if v.Kind == "subscribe" {
-				s.subscribed(v.Channel)
+			if err := s.answered(v.Channel, nil); err != nil {
+				return err
 			}
 		case *redis.Message:
-			if v.Channel != s.probes {
+			if v.Channel == s.probes {
+				s.heard(v.Payload)
+			} else {
 				s.deliver(v)
-				continue
-			}
-			if s.heard(v.Payload) && first {
-				first = false
-				proven()
 			}
 		}
 	}
@@ -194,87 +146,122 @@ func (s *session) deliver(m *redis.Message) {
 	}
 }
 
-// subscribed notes Redis's confirmation, and asks for a probe that proves it.
-func (s *session) subscribed(channel string) {
-	if channel != s.probes {
-		s.mu.Lock()
-		sent := s.sent
-		s.mu.Unlock()
-		s.b.confirmed(channel, sent)
+// answered takes Redis's answer to the oldest order that has none. It returns an error if the session
+// must end.
+//
+// A channel that is refused, for want of rights, is that channel's trouble: the others are heard on.
+func (s *session) answered(channel string, refused error) error {
+	s.mu.Lock()
+	sent := s.sent
+	s.mu.Unlock()
+
+	b := s.b
+	b.mu.Lock()
+	if len(s.answers) == 0 || (refused == nil && s.answers[0].channel != channel) {
+		b.mu.Unlock()
+		if refused != nil {
+			return refused
+		}
+		return fmt.Errorf("unexpected answer for the channel %q", channel)
 	}
-	select {
-	case s.kick <- struct{}{}:
+	o := s.answers[0]
+	s.answers = s.answers[1:]
+	if o.topic != nil {
+		if refused == nil {
+			o.topic.confirmed, o.topic.after = true, sent // any probe after the last proves it
+		} else if s.asked[o.channel] == o.topic {
+			delete(s.asked, o.channel) // so that it is asked for again
+		}
+	}
+	b.mu.Unlock()
+	switch {
+	case o.drop: // nothing of it is handed on, whatever Redis says
+	case refused == nil:
+		wake(s.kick)
+	case o.topic == nil:
+		return refused // without probes nothing can be proven
 	default:
+		b.refuse(o.topic, o.channel, refused)
 	}
+	return nil
 }
 
 // heard notes the echo of a probe.
-func (s *session) heard(payload string) bool {
+func (s *session) heard(payload string) {
 	n, err := strconv.ParseUint(payload, 10, 64)
 	s.mu.Lock()
 	if err != nil || n > s.sent { // somebody else publishes here
 		s.mu.Unlock()
-		return false
+		return
 	}
 	s.echoed = max(s.echoed, n)
 	s.b.roundTrip.Store(int64(time.Since(s.sentAt)))
+	s.sentAt = time.Now() // others may be out still, but a connection that speaks is not silent
 	close(s.echo)
 	s.echo = make(chan struct{})
 	s.mu.Unlock()
 	s.b.prove(n)
-	return true
-}
-
-// subscribe and unsubscribe are called with Broker.mu held, so they must not wait for a connection. A
-// session whose writer is that far behind is of no use.
-func (s *session) subscribe(channel string)   { s.order(order{channel: channel}) }
-func (s *session) unsubscribe(channel string) { s.order(order{channel: channel, drop: true}) }
-
-func (s *session) order(o order) {
-	select {
-	case s.orders <- o:
-	default:
-		go s.end(errors.New("too many changes of subscriptions at once"))
-	}
 }
 
 // write sends subscriptions and probes until the session is over.
-func (s *session) write(channels []string) {
+func (s *session) write() {
 	tick := time.NewTicker(s.b.o.ProbeInterval)
 	defer tick.Stop()
-	ctx, cancel := context.WithCancel(s.b.ctx)
-	defer cancel()
-	if len(channels) > 0 {
-		s.send(func(ctx context.Context) error { return s.pubsub.Subscribe(ctx, channels...) })
-	}
+	s.subscribe()
 	for {
 		select {
 		case <-s.over:
 			return
-		case o := <-s.orders:
-			s.send(func(ctx context.Context) error {
-				if o.drop {
-					return s.pubsub.Unsubscribe(ctx, o.channel)
-				}
-				return s.pubsub.Subscribe(ctx, o.channel)
-			})
+		case <-s.changed:
+			s.subscribe()
+			continue
 		case <-s.kick:
-			tick.Reset(s.probe(ctx))
 		case <-tick.C:
-			if s.silent() {
-				s.end(errSilent)
-				return
-			}
-			tick.Reset(s.probe(ctx))
+			s.subscribe() // what was refused may be allowed by now
 		}
+		if s.silent() {
+			s.end(errSilent)
+			return
+		}
+		tick.Reset(s.probe())
 	}
 }
 
-func (s *session) send(f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(s.b.ctx, s.b.o.Timeout)
-	defer cancel()
-	if err := f(ctx); err != nil {
-		s.end(err)
+// subscribe asks Redis for what is wanted and was not asked for, and drops what is no longer wanted.
+//
+// Topics are compared, not names: a channel that was dropped and is wanted again must not take Redis's
+// answer to the first request for one to the second.
+func (s *session) subscribe() {
+	b := s.b
+	var orders []order
+	b.mu.Lock()
+	for channel, t := range b.topics {
+		if s.asked[channel] != t {
+			s.asked[channel] = t
+			orders = append(orders, order{channel: channel, topic: t})
+		}
+	}
+	for channel := range s.asked {
+		if b.topics[channel] == nil {
+			delete(s.asked, channel)
+			orders = append(orders, order{channel: channel, drop: true})
+		}
+	}
+	s.answers = append(s.answers, orders...)
+	b.mu.Unlock()
+	// One command for each: of several channels in one, Redis refuses all if it refuses one.
+	for _, o := range orders {
+		ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
+		do := s.pubsub.Subscribe
+		if o.drop {
+			do = s.pubsub.Unsubscribe
+		}
+		err := do(ctx, o.channel)
+		cancel()
+		if err != nil {
+			s.end(err)
+			return
+		}
 	}
 }
 
@@ -282,13 +269,18 @@ func (s *session) send(f func(context.Context) error) {
 func (s *session) silent() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// A little less, as the tick that asks comes one interval after the probe was published.
 	return s.sent > s.echoed && time.Since(s.sentAt) >= s.b.o.ProbeInterval*9/10
 }
+
+// retryProbe is the longest wait after a probe that could not be published.
+const retryProbe = 500 * time.Millisecond
 
 // probe publishes a probe the way everything is published, and returns when the next one is due. If it
 // fails, the node cannot publish, and says so; the connection that hears may be well, and
 // stays.
-func (s *session) probe(ctx context.Context) time.Duration {
+func (s *session) probe() time.Duration {
+	b := s.b
 	s.mu.Lock()
 	s.sent++
 	n := s.sent
@@ -296,19 +288,17 @@ func (s *session) probe(ctx context.Context) time.Duration {
 		s.sentAt = time.Now()
 	}
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, s.b.o.Timeout)
+	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
 	defer cancel()
-	_, err := s.b.publish(ctx, s.probes, strconv.AppendUint(nil, n, 10))
-	if err == nil || s.b.ctx.Err() != nil {
-		return s.b.o.ProbeInterval
-	}
-	if s.b.disprove(err, false) {
-		s.b.o.Logger.Warn("redis does not take publications; publishers are answered 503", "address", s.b.o.Address, "error", err)
+	_, err := b.publish(ctx, s.probes, strconv.AppendUint(nil, n, 10))
+	if err == nil || b.ctx.Err() != nil {
+		return b.o.ProbeInterval
 	}
 	s.mu.Lock()
 	s.echoed = max(s.echoed, n) // it will not come back, and that is no sign against the connection
 	s.mu.Unlock()
-	return min(s.b.o.ProbeInterval, 500*time.Millisecond)
+	b.disprove(err, false)
+	return min(b.o.ProbeInterval, retryProbe)
 }
 
 // settle waits until a probe that is sent now has come back, or ctx or the session has ended.
@@ -316,10 +306,7 @@ func (s *session) settle(ctx context.Context) {
 	s.mu.Lock()
 	target := s.sent + 1
 	s.mu.Unlock()
-	select {
-	case s.kick <- struct{}{}:
-	default:
-	}
+	wake(s.kick)
 	for {
 		s.mu.Lock()
 		done, echo := s.echoed >= target, s.echo
@@ -334,5 +321,13 @@ func (s *session) settle(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// wake sends a sign that need not be sent twice.
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }

@@ -19,6 +19,7 @@ type topic struct {
 	proven    atomic.Bool
 	confirmed bool
 	after     uint64 // the last probe that was sent before the confirmation
+	refused   error  // why Redis does not let this channel be heard, if it does not
 }
 
 // Subscribe implements [broker.Broker].
@@ -36,9 +37,7 @@ func (b *Broker) Subscribe(channel string, sink broker.Sink) (broker.Subscriptio
 	if t == nil {
 		t = new(topic)
 		b.topics[channel] = t
-		if b.session != nil {
-			b.session.subscribe(channel)
-		}
+		b.changedLocked()
 	}
 	s := &subscription{broker: b, channel: channel, topic: t, sink: sink}
 	t.subs = append(slices.Clone(t.subs), s)
@@ -67,17 +66,20 @@ func (s *subscription) Err() error {
 		return nil
 	}
 	b := s.broker
-	if down := b.failure(); down != nil {
+	if down := b.failure(s.topic); down != nil {
 		return down
 	}
 	return fmt.Errorf("%w: redis at %s: the subscription to %s is not proven yet", broker.ErrUnavailable, b.o.Address, s.channel)
 }
 
-// failure returns why nothing is heard, or nil if that is not so or was not tried yet.
-func (b *Broker) failure() error {
+// failure returns why nothing is heard of a topic, or nil if that is not so or was not tried yet.
+func (b *Broker) failure(t *topic) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.down
+	if b.down != nil {
+		return b.down
+	}
+	return t.refused
 }
 
 // Close implements [broker.Subscription].
@@ -95,8 +97,13 @@ func (s *subscription) Close() {
 		return
 	}
 	delete(b.topics, s.channel)
+	b.changedLocked()
+}
+
+// changedLocked has the session subscribe to what is wanted now. It must be called with b.mu held.
+func (b *Broker) changedLocked() {
 	if b.session != nil {
-		b.session.unsubscribe(s.channel)
+		wake(b.session.changed)
 	}
 }
 
@@ -117,7 +124,7 @@ func (s *subscription) tell() {
 	s.call(func() {
 		var err error
 		if !s.topic.proven.Load() {
-			if err = s.broker.failure(); err == nil {
+			if err = s.broker.failure(s.topic); err == nil {
 				return // neither proven nor failed
 			}
 		}
@@ -152,51 +159,4 @@ func (b *Broker) listeners(channel string) []*subscription {
 		return t.subs
 	}
 	return nil
-}
-
-// confirmed notes that Redis has confirmed a subscription. The next probe that is sent can prove it.
-func (b *Broker) confirmed(channel string, lastProbe uint64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if t := b.topics[channel]; t != nil {
-		t.confirmed, t.after = true, lastProbe
-	}
-}
-
-// prove notes that a probe has come back, and tells those who were told of a failure.
-func (b *Broker) prove(probe uint64) {
-	b.mu.Lock()
-	b.down = nil
-	var proven []*subscription
-	for _, t := range b.topics {
-		if t.confirmed && !t.proven.Load() && probe > t.after {
-			t.proven.Store(true)
-			proven = append(proven, t.subs...)
-		}
-	}
-	b.mu.Unlock()
-	for _, s := range proven {
-		s.tell()
-	}
-}
-
-// disprove notes that nothing is known to arrive any more. Unless the connection is gone, what was
-// confirmed stays so, and the next echo proves it again. It reports whether anything was proven.
-func (b *Broker) disprove(err error, gone bool) bool {
-	b.mu.Lock()
-	before := false
-	b.down = err
-	var all []*subscription
-	for _, t := range b.topics {
-		before = t.proven.Swap(false) || before
-		if gone {
-			t.confirmed = false
-		}
-		all = append(all, t.subs...)
-	}
-	b.mu.Unlock()
-	for _, s := range all {
-		s.tell()
-	}
-	return before
 }

@@ -5,7 +5,9 @@ package redistest
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +19,10 @@ import (
 	"testing"
 	"time"
 )
+
+// patience bounds every wait for the server. It is long because a loaded machine is slow, and costs
+// nothing when all is well.
+const patience = 20 * time.Second
 
 // Server is one redis-server.
 type Server struct {
@@ -31,12 +37,21 @@ type Server struct {
 	log bytes.Buffer
 }
 
-// Reserve returns a server that does not run yet. Further arguments are redis-server's, such as
-// "--requirepass", "secret". Without any, nothing is persisted.
+// Reserve returns a server that does not run yet; [Server.Restart] starts it. Further arguments are
+// redis-server's, such as "--requirepass", "secret"; {port} in them stands for the port. Without
+// any, nothing is persisted.
 func Reserve(t testing.TB, args ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, addr: freeAddr(t), dir: t.TempDir(), args: args}
-	t.Cleanup(func() { s.Kill() })
+	// Not t.TempDir: it holds the test's name, and the path of a socket must be short.
+	dir, err := os.MkdirTemp("", "redis")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{t: t, addr: freeAddr(t), dir: dir, args: args}
+	t.Cleanup(func() {
+		s.Kill()
+		_ = os.RemoveAll(dir)
+	})
 	return s
 }
 
@@ -51,7 +66,7 @@ func Start(t testing.TB, args ...string) *Server {
 			return s
 		}
 		if try == 3 {
-			t.Fatalf("%v", err)
+			t.Fatal(err)
 		}
 		s.addr = freeAddr(t)
 	}
@@ -75,14 +90,26 @@ func (s *Server) Port() string {
 	return port
 }
 
+// Dir returns the server's directory, which outlives restarts.
+func (s *Server) Dir() string { return s.dir }
+
 // Socket returns the path of the server's unix socket.
 func (s *Server) Socket() string { return filepath.Join(s.dir, "s") }
 
 // Restart starts the server again, on the same port and with the same files.
 func (s *Server) Restart() {
 	s.t.Helper()
-	if err := s.start(); err != nil {
-		s.t.Fatal(err)
+	// A client that went on trying to connect can hold the port for a moment.
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		err := s.start()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) || !strings.Contains(err.Error(), "Address already in use") {
+			s.t.Fatal(err)
+		}
 	}
 }
 
@@ -97,11 +124,18 @@ func (s *Server) start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cmd != nil {
-		return fmt.Errorf("redis-server runs already")
+		return errors.New("redis-server runs already")
+	}
+	// What a server that was killed left is not the sign of one that runs.
+	if err := os.Remove(s.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	args := []string{"--bind", "127.0.0.1", "--port", s.Port(), "--dir", s.dir, "--unixsocket", s.Socket(),
 		"--save", "", "--appendonly", "no", "--daemonize", "no"}
-	cmd := exec.Command(binary, append(args, s.args...)...)
+	for _, arg := range s.args {
+		args = append(args, strings.ReplaceAll(arg, "{port}", s.Port()))
+	}
+	cmd := exec.Command(binary, args...)
 	s.log.Reset()
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
 	if err := cmd.Start(); err != nil {
@@ -109,7 +143,7 @@ func (s *Server) start() error {
 	}
 	end := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(end) }()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !s.answers() {
@@ -127,9 +161,11 @@ func (s *Server) start() error {
 	return nil
 }
 
-// answers reports whether the server takes commands; one that wants a password does.
+// answers reports whether the server takes commands; one that wants a password does. It asks by the
+// socket in the server's own directory: on the port, another server could answer. Redis opens
+// the socket after the port, so the port is open then.
 func (s *Server) answers() bool {
-	conn, err := net.DialTimeout("tcp", s.addr, time.Second)
+	conn, err := net.DialTimeout("unix", s.Socket(), time.Second)
 	if err != nil {
 		return false
 	}
@@ -143,20 +179,32 @@ func (s *Server) answers() bool {
 }
 
 // Kill ends the server with SIGKILL, if it runs.
-func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
-
-// Stop ends the server with SIGTERM, if it runs.
-func (s *Server) Stop() { s.signal(syscall.SIGTERM) }
-
-func (s *Server) signal(sig os.Signal) {
+func (s *Server) Kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Signal(sig)
+	_ = s.cmd.Process.Kill()
 	<-s.end
 	s.cmd = nil
+}
+
+// Stop ends the server with SIGTERM, if it runs, and with SIGKILL if that is not enough.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	cmd, end := s.cmd, s.end
+	s.mu.Unlock()
+	if cmd == nil {
+		return
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-end:
+	case <-time.After(patience):
+		s.t.Error("redis-server did not end when asked to")
+	}
+	s.Kill()
 }
 
 // Pause stops the process without ending its connections; Resume lets it go on.

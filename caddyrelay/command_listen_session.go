@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,13 +18,13 @@ import (
 	"github.com/caddyrelay/relay/internal/wire"
 )
 
-// listening is one session of a [listener], seen from the client.
+// listening is one session of a [backEnd], seen from the client.
 //
 // One goroutine reads, prints and answers. So a message is acknowledged only after it was
 // printed, and a terminal that stands still makes the relay wait, not this process grow.
 type listening struct {
-	*listener
-	ctx      context.Context //nolint:containedctx // ends with the session; Read needs it
+	*backEnd
+	ctx      context.Context // for Read, which the scanner calls
 	conn     net.Conn
 	in       *bufio.Scanner
 	limit    int           // of a frame
@@ -34,7 +35,7 @@ type listening struct {
 const (
 	// maxControl bounds frames that are no messages.
 	maxControl = 64 << 10
-	// maxAnnounced bounds what a welcome can make the listener take for one message.
+	// maxAnnounced bounds what a welcome can make it take for one message.
 	maxAnnounced = 1 << 30
 	// silenceGrace is what a ping may take on its way beyond the heartbeat.
 	silenceGrace = 15 * time.Second
@@ -47,8 +48,8 @@ type cutOff struct{ rest []byte }
 
 func (*cutOff) Error() string { return "the relay closed it in the middle of a frame" }
 
-func newListening(ctx context.Context, l *listener, conn net.Conn) *listening {
-	s := &listening{listener: l, ctx: ctx, conn: conn, limit: maxControl, silence: welcomeTimeout}
+func newListening(ctx context.Context, b *backEnd, conn net.Conn) *listening {
+	s := &listening{backEnd: b, ctx: ctx, conn: conn, limit: maxControl, silence: welcomeTimeout}
 	s.in = bufio.NewScanner(s)
 	s.in.Buffer(nil, math.MaxInt) // split sets the limit
 	s.in.Split(s.split)
@@ -81,7 +82,7 @@ func (s *listening) split(data []byte, atEOF bool) (int, []byte, error) {
 func (s *listening) run() error {
 	stop := context.AfterFunc(s.ctx, func() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := s.say(map[string]any{"op": wire.OpHello, "v": 1, "id": s.id, "token": s.token}); err != nil {
+	if err := s.say(request{Op: wire.OpHello, V: 1, ID: s.id, Token: s.token}); err != nil {
 		return s.connectionLost(err)
 	}
 	for s.in.Scan() {
@@ -103,12 +104,18 @@ func (s *listening) run() error {
 	return s.ended(s.in.Err())
 }
 
+// request is what it says; see [wire.Request].
+type request struct {
+	Op    wire.Op `json:"op"`
+	V     int     `json:"v,omitempty"`
+	ID    string  `json:"id,omitempty"`
+	Token string  `json:"token,omitempty"`
+	MID   string  `json:"mid,omitempty"`
+}
+
 // say writes one frame.
-func (s *listening) say(op map[string]any) error {
-	if op["token"] == "" {
-		delete(op, "token")
-	}
-	text, err := json.Marshal(op)
+func (s *listening) say(r request) error {
+	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
@@ -123,7 +130,7 @@ func (s *listening) say(op map[string]any) error {
 	return err
 }
 
-// take does what one frame asks for, and reports whether the listener is done.
+// take does what one frame asks for, and reports whether the back end is done.
 func (s *listening) take(frame []byte) (done bool, err error) {
 	// What each op has, in one: "code" is a number in an error and a word in a goodbye.
 	var m struct {
@@ -146,7 +153,7 @@ func (s *listening) take(frame []byte) (done bool, err error) {
 	case wire.OpWelcome:
 		s.welcome(m.Heartbeat, m.Max)
 	case wire.OpPing:
-		if err := s.say(map[string]any{"op": wire.OpPong}); err != nil {
+		if err := s.say(request{Op: wire.OpPong}); err != nil {
 			return false, s.connectionLost(err)
 		}
 	case wire.OpMessage:
@@ -160,10 +167,10 @@ func (s *listening) take(frame []byte) (done bool, err error) {
 }
 
 func (s *listening) welcome(heartbeat, frame int) {
-	s.welcomed, s.known = time.Now(), true
+	s.welcomed, s.hinted = time.Now(), true
 	s.limit = max(maxControl, min(frame, maxAnnounced))
 	s.silence = time.Duration(max(minHeartbeat, min(heartbeat, maxHeartbeat)))*time.Second + silenceGrace
-	fmt.Fprintf(s.status, "listening as %s on %s\n", s.id, s.address)
+	tell(s.status, "listening as %s on %s", s.id, s.address)
 }
 
 // message prints a message and acknowledges it, in this order: what was acknowledged is not sent again.
@@ -173,7 +180,7 @@ func (s *listening) message(frame []byte, mid, enc string, body json.RawMessage)
 		return false, s.notUnderstood(frame)
 	}
 	if !bytes.HasSuffix(text, []byte("\n")) {
-		text = append(bytes.Clip(text), '\n') // the bytes behind it are the next frame's
+		text = append(slices.Clip(text), '\n') // the bytes behind it are the next frame's
 	}
 	if _, err := s.out.Write(text); err != nil {
 		return false, fmt.Errorf("printing a message: %w", err)
@@ -183,7 +190,7 @@ func (s *listening) message(frame []byte, mid, enc string, body json.RawMessage)
 	if mid == "" {
 		return done, nil
 	}
-	if err := s.say(map[string]any{"op": wire.OpAck, "mid": mid}); err != nil && !done {
+	if err := s.say(request{Op: wire.OpAck, MID: mid}); err != nil && !done {
 		return false, s.connectionLost(err)
 	}
 	return done, nil
@@ -286,7 +293,7 @@ func (s *listening) connectionLost(err error) error {
 // leave says goodbye and lets the relay close first: closing while bytes from it are unread would
 // reset the connection, and take the last acknowledgement with it.
 func (s *listening) leave() {
-	if s.say(map[string]any{"op": wire.OpGoodbye}) != nil {
+	if s.say(request{Op: wire.OpGoodbye}) != nil {
 		return
 	}
 	c, ok := s.conn.(interface{ CloseWrite() error })
