@@ -83,7 +83,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("opening the broker: %w", err)
 	}
 	a.generation = &generation{
-		number: a.node.nextNumber(), app: a, broker: b, key: a.brokerModule.Key(), channels: a.Channels,
+		number: a.node.nextNumber(), app: a, broker: b, key: brokerKey(a.brokerModule), channels: a.Channels,
 		listens: make(map[string][]caddy.NetworkAddress), started: make(chan struct{}),
 	}
 	if err := registerMetrics(ctx, a.node); err != nil {

@@ -71,7 +71,7 @@ func (b pooledBroker) Destruct() error { return b.Close() }
 
 // openBroker returns the broker of a module, from the pool if it is open already.
 func openBroker(m BrokerModule, logger *slog.Logger) (broker.Broker, error) {
-	b, _, err := brokers.LoadOrNew(m.Key(), func() (caddy.Destructor, error) {
+	b, _, err := brokers.LoadOrNew(brokerKey(m), func() (caddy.Destructor, error) {
 		b, err := m.Open(logger)
 		if err != nil {
 			return nil, err
@@ -83,6 +83,9 @@ func openBroker(m BrokerModule, logger *slog.Logger) (broker.Broker, error) {
 	}
 	return b.(pooledBroker).Broker, nil
 }
+
+// brokerKey tells brokers apart in their pool. Keys of different modules cannot meet.
+func brokerKey(m BrokerModule) string { return string(m.CaddyModule().ID) + " " + m.Key() }
 
 // nextNumber numbers the configurations of this process.
 func (n *node) nextNumber() uint64 {

@@ -158,6 +158,10 @@ func (h *Publish) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.refuseRequest(w, r, publishError(h.Channel, err))
 	}
 	h.counts.published.Add(1)
+	if c := h.logger.Check(zap.DebugLevel, "published"); c != nil {
+		c.Write(zap.String("mid", m.MID), zap.String("channel", m.Channel), zap.String("id", m.ID),
+			zap.Int("bytes", len(m.Body)), zap.Int("receivers", out.Receivers))
+	}
 
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.Set("http.relay.mid", m.MID)

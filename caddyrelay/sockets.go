@@ -119,7 +119,7 @@ func (s *Sockets) NewServer(ctx caddy.Context, addresses []caddy.NetworkAddress)
 	g.listens[s.Channel] = append(g.listens[s.Channel], addresses...)
 
 	l := &SocketServer{node: a.node, generation: g, logger: ctx.Logger()}
-	e.Generation, e.Admit, e.OnDrop = g.number, l.admit, l.dropped
+	e.Generation, e.Admit, e.OnEnter, e.OnDrop = g.number, l.admit, l.entered, l.dropped
 	l.plain = e.WithDefaults()
 	e.Pinned = true
 	l.pinned = e.WithDefaults()
@@ -258,6 +258,14 @@ func (l *SocketServer) admit(local net.Addr) *hub.Refusal {
 		return &hub.Refusal{Reason: hub.NotServed, Code: 404, Temporary: true, Text: "this listener was removed; connect again"}
 	}
 	return nil
+}
+
+// entered logs a registration.
+func (l *SocketServer) entered(s *hub.Session) {
+	if c := l.logger.Check(zap.InfoLevel, "socket registered"); c != nil {
+		c.Write(zap.Stringer("remote", s.RemoteAddr()), zap.String("channel", l.plain.Channel),
+			zap.String("id", s.ID()), zap.Stringer("protocol", s.Protocol()))
+	}
 }
 
 // dropped logs what a session cannot be given, once a minute for each channel.

@@ -62,6 +62,10 @@ type Endpoint struct {
 	// under way. Nil admits.
 	Admit func(local net.Addr) *Refusal
 
+	// OnEnter is told of each session that was registered, before its first message is
+	// written. It must not block. Nil tells nobody.
+	OnEnter func(s *Session)
+
 	// OnDrop is told of the first message for each session that is dropped because it
 	// does not fit the session's framing or limit, while the session goes on. It must
 	// not block. Nil tells nobody.

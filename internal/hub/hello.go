@@ -131,6 +131,9 @@ func (s *Session) enter(hello wire.Request) {
 	s.channel = s.hub.channel(s.e.Channel)
 	s.hub.registered.Add(1)
 	s.channel.add(s)
+	if s.e.OnEnter != nil {
+		s.e.OnEnter(s)
+	}
 
 	s.mu.Lock()
 	s.startWriterLocked()

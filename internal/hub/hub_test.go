@@ -189,8 +189,12 @@ func TestPlainSocketGetsBodies(t *testing.T) {
 
 func TestJSONSocket(t *testing.T) {
 	h := New()
-	p := dialTCP(t, h, Endpoint{})
+	entered := make(chan string, 1)
+	p := dialTCP(t, h, Endpoint{OnEnter: func(s *Session) { entered <- s.ID() + " " + s.Protocol().String() }})
 	p.send(`{"op":"hello","v":1,"id":"01","window":4,"heartbeat":60}` + "\n")
+	if who := <-entered; who != "01 json" {
+		t.Errorf("entered: %q", who)
+	}
 	w := p.object()
 	if w["op"] != "welcome" || w["v"] != 1.0 || w["heartbeat"] != 60.0 || w["window"] != 4.0 || w["max"] != 1048576.0 {
 		t.Fatalf("welcome: %v", w)

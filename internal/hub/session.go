@@ -75,6 +75,12 @@ func newSession(h *Hub, conn net.Conn, e *Endpoint) *Session {
 // ID returns the destination that the session registered under.
 func (s *Session) ID() string { return s.id }
 
+// Protocol returns what the session speaks: [Plain] or [JSON].
+func (s *Session) Protocol() Protocol { return s.protocol }
+
+// RemoteAddr returns the address of the peer.
+func (s *Session) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
+
 // Endpoint returns the settings that the session was accepted with.
 func (s *Session) Endpoint() *Endpoint { return s.e }
 
