@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"unicode/utf8"
 )
 
 // members returns the raw values of id, msg and relay of the object in payload; absent
@@ -12,10 +13,11 @@ import (
 // Every node does this for every publication of the cluster, so it does not decode
 // what it passes over. encoding/json would also take "ID" for "id", which no other
 // JSON library does: a payment could go to another destination than its sender reads.
-// Of doubled members the last counts, as everywhere else.
+// Of doubled members the last counts, as everywhere else. Broken UTF-8 is refused: decoders put U+FFFD
+// for it, each in its own way, and then two IDs may become one.
 func members(payload []byte) (id, msg, relay []byte, err error) {
 	text := bytes.TrimLeft(payload, " \t\r\n")
-	if len(text) == 0 || text[0] != '{' || !json.Valid(text) {
+	if len(text) == 0 || text[0] != '{' || !json.Valid(text) || !utf8.Valid(text) {
 		return nil, nil, nil, ErrNotForSockets
 	}
 	// From here on the text is known to be one valid object, so no scan can run
@@ -70,6 +72,27 @@ func skipString(text []byte) int {
 			return i + 1
 		}
 	}
+}
+
+// tooDeep reports whether brackets are nested deeper than max in a valid JSON text.
+func tooDeep(text []byte, max int) bool {
+	if len(text) <= 2*max {
+		return false
+	}
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			i += skipString(text[i:]) - 1
+		case '{', '[':
+			if depth++; depth > max {
+				return true
+			}
+		case '}', ']':
+			depth--
+		}
+	}
+	return false
 }
 
 // skipValue returns the length of the JSON value at the start of text.

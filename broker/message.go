@@ -58,7 +58,8 @@ func NewMID() string { return rand.Text() }
 //
 // An ID is 1 to [MaxIDLength] bytes of UTF-8 without spaces, commas, control or
 // invisible characters, and not [Everyone]. Commas are refused because HTTP joins
-// repeated headers and query fields with them: two IDs must not pass as one.
+// repeated headers and query fields with them, and U+FFFD because decoders put it for
+// whatever they cannot read: two IDs must not pass as one.
 func CheckID(id string) error {
 	switch {
 	case id == "":
@@ -72,11 +73,11 @@ func CheckID(id string) error {
 	}
 	if i := strings.IndexFunc(id, forbiddenInID); i >= 0 {
 		r, _ := utf8.DecodeRuneInString(id[i:])
-		return fmt.Errorf("the ID contains %q at byte %d; spaces, commas and control characters are not allowed", r, i)
+		return fmt.Errorf("the ID contains %q at byte %d; spaces, commas, control and invisible characters are not allowed", r, i)
 	}
 	return nil
 }
 
 func forbiddenInID(r rune) bool {
-	return r == ',' || !unicode.IsGraphic(r) || unicode.IsSpace(r)
+	return r == ',' || r == unicode.ReplacementChar || !unicode.IsGraphic(r) || unicode.IsSpace(r)
 }

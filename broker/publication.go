@@ -78,12 +78,19 @@ type extra struct {
 	Headers     map[string]string `json:"headers,omitempty"`
 }
 
+// maxDepth is how deep a JSON body may be nested. encoding/json reads 10 000 levels, and the body travels
+// inside of an object or two: what is accepted here must be readable there.
+const maxDepth = 9000
+
 // CheckBody returns an error if the body cannot travel as JSON: it is not UTF-8, or
-// it claims to be JSON and is not.
+// it claims to be JSON and is not, or is nested deeper than 9000 levels.
 func (m *Message) CheckBody() error {
 	if IsJSON(m.ContentType) {
 		if !json.Valid(m.Body) {
 			return fmt.Errorf("the body is not valid JSON, which its content type %q says it is", m.ContentType)
+		}
+		if tooDeep(m.Body, maxDepth) {
+			return fmt.Errorf("the body is JSON nested deeper than %d levels", maxDepth)
 		}
 		// json.Valid does not look into strings for broken UTF-8.
 	}

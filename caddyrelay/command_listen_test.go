@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -483,6 +484,28 @@ func TestI10_ListenBoundsFrames(t *testing.T) {
 	}
 }
 
+// What a welcome says is believed within bounds.
+func TestI10_ListenBoundsTheWelcome(t *testing.T) {
+	for _, test := range []struct {
+		heartbeat, max int
+		silence        time.Duration
+		limit          int
+	}{
+		{30, 1 << 20, 45 * time.Second, 1 << 20},
+		{0, 0, 20 * time.Second, 64 << 10},
+		{-1, -1, 20 * time.Second, 64 << 10},
+		{math.MaxInt, math.MaxInt, 255 * time.Second, 1 << 30},
+	} {
+		b := newBackEnd()
+		b.status = io.Discard
+		s := newListening(t.Context(), b, nil)
+		s.welcome(test.heartbeat, test.max)
+		if s.silence != test.silence || s.limit != test.limit {
+			t.Errorf("heartbeat %d, max %d: bears %s of silence and frames of %d bytes", test.heartbeat, test.max, s.silence, s.limit)
+		}
+	}
+}
+
 type neverEnding struct{}
 
 func (neverEnding) Read(p []byte) (int, error) {
@@ -513,6 +536,23 @@ func TestListenStops(t *testing.T) {
 			}
 			if got := time.Since(l.begun); got > writeTimeout {
 				t.Errorf("took %s", got)
+			}
+		})
+	})
+	t.Run("right after it dialed", func(t *testing.T) {
+		listenTo(t, func(l *listenTest) {
+			dial := l.b.dial
+			l.b.dial = func(ctx context.Context, address string) (net.Conn, error) {
+				l.stop()
+				return dial(ctx, address)
+			}
+		}, func(l *listenTest) {
+			r := l.accept()
+			synctest.Wait() // the end is known before anything is read
+			r.expect("hello")
+			r.expect("goodbye")
+			if err := l.end(); err != nil || time.Since(l.begun) > 0 {
+				t.Errorf("ended with %v after %s", err, time.Since(l.begun))
 			}
 		})
 	})

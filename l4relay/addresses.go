@@ -35,8 +35,14 @@ func addresses(ctx caddy.Context, channel string) []caddy.NetworkAddress {
 			}
 		}
 	}
+	if seen != nil {
+		seen(channel, list)
+	}
 	return list
 }
+
+// seen lets a test look at what addresses returns.
+var seen func(channel string, list []caddy.NetworkAddress)
 
 // mentions reports whether a relay handler for channel is somewhere in the raw JSON of routes.
 func mentions(routes layer4.RouteList, channel string) bool {

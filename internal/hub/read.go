@@ -59,7 +59,7 @@ func (s *Session) answer(frame []byte) bool {
 		// Clients acknowledge without knowing the channel's delivery; at_most_once
 		// has nothing to finish.
 	case wire.OpGoodbye:
-		s.abort(ClientGoodbye, nil)
+		s.endWith(ClientGoodbye, nil, nil)
 		return false
 	default:
 		s.ignored++
