@@ -7,15 +7,15 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 )
 
-// addresses returns where the layer-4 app that is being provisioned accepts sockets for channel, or
-// nothing if the handler stands elsewhere (caddy-l4 can also wrap listeners of the HTTP
+// addresses returns where the layer-4 app that is being provisioned has the named handler with that
+// channel, or nothing if the handler stands elsewhere (caddy-l4 can also wrap listeners of the HTTP
 // app).
 //
 // A handler is not told which server it belongs to, but Caddy clears a route's raw JSON only after
 // its handlers are provisioned. So the handler's own server can still be recognised
 // while this runs; other servers with the channel either can too, or were when it was
 // their handler's turn.
-func addresses(ctx caddy.Context, channel string) []caddy.NetworkAddress {
+func addresses(ctx caddy.Context, handler, channel string) []caddy.NetworkAddress {
 	var list []caddy.NetworkAddress
 	for _, m := range ctx.Modules() {
 		app, ok := m.(*layer4.App)
@@ -23,7 +23,7 @@ func addresses(ctx caddy.Context, channel string) []caddy.NetworkAddress {
 			continue
 		}
 		for _, server := range app.Servers {
-			if server == nil || !mentions(server.Routes, channel) {
+			if server == nil || !mentions(server.Routes, handler, channel) {
 				continue
 			}
 			repl := caddy.NewReplacer()
@@ -35,21 +35,15 @@ func addresses(ctx caddy.Context, channel string) []caddy.NetworkAddress {
 			}
 		}
 	}
-	if seen != nil {
-		seen(channel, list)
-	}
 	return list
 }
 
-// seen lets a test look at what addresses returns.
-var seen func(channel string, list []caddy.NetworkAddress)
-
-// mentions reports whether a relay handler for channel is somewhere in the raw JSON of routes.
-func mentions(routes layer4.RouteList, channel string) bool {
+// mentions reports whether the named handler with that channel is somewhere in the raw JSON of routes.
+func mentions(routes layer4.RouteList, handler, channel string) bool {
 	for _, route := range routes {
 		for _, raw := range route.HandlersRaw {
 			var v any
-			if json.Unmarshal(raw, &v) == nil && hasHandler(v, channel) {
+			if json.Unmarshal(raw, &v) == nil && hasHandler(v, handler, channel) {
 				return true
 			}
 		}
@@ -58,20 +52,20 @@ func mentions(routes layer4.RouteList, channel string) bool {
 }
 
 // hasHandler looks into handlers that hold routes of their own, too.
-func hasHandler(v any, channel string) bool {
+func hasHandler(v any, handler, channel string) bool {
 	switch v := v.(type) {
 	case map[string]any:
-		if v["handler"] == "relay" && v["channel"] == channel {
+		if v["handler"] == handler && v["channel"] == channel {
 			return true
 		}
 		for _, inner := range v {
-			if hasHandler(inner, channel) {
+			if hasHandler(inner, handler, channel) {
 				return true
 			}
 		}
 	case []any:
 		for _, inner := range v {
-			if hasHandler(inner, channel) {
+			if hasHandler(inner, handler, channel) {
 				return true
 			}
 		}

@@ -47,7 +47,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		}
 	}
 	var err error
-	h.server, err = h.NewServer(ctx, addresses(ctx, h.Channel))
+	h.server, err = h.NewServer(ctx, addresses(ctx, "relay", h.Channel))
 	return err
 }
 

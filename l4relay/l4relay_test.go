@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"testing"
 
@@ -100,41 +101,54 @@ func TestHasHandler(t *testing.T) {
 		if err := json.Unmarshal([]byte(c.raw), &v); err != nil {
 			t.Fatal(err)
 		}
-		if got := hasHandler(v, "pay"); got != c.want {
+		if got := hasHandler(v, "relay", "pay"); got != c.want {
 			t.Errorf("%s: %v", c.raw, got)
 		}
 	}
 }
 
+// locator is a handler that notes where it was found.
+type locator struct {
+	Channel string `json:"channel"`
+}
+
+var located = make(map[string]bool)
+
+func init() { caddy.RegisterModule(new(locator)) }
+
+func (*locator) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "layer4.handlers.locator", New: func() caddy.Module { return new(locator) }}
+}
+
+func (l *locator) Provision(ctx caddy.Context) error {
+	for _, a := range addresses(ctx, "locator", l.Channel) {
+		located[fmt.Sprint(l.Channel, " ", a.StartPort)] = true
+	}
+	return nil
+}
+
+func (*locator) Handle(*layer4.Connection, layer4.Handler) error { return nil }
+
 // This leans on when Caddy clears the raw JSON of routes: should that change, it shows here.
 func TestAddressesAreFoundWhileProvisioning(t *testing.T) {
-	const config = `{"apps":{
-		"relay":{"channels":{"pay":{"delivery":"at_most_once"},"other":{"delivery":"at_most_once"}}},
-		"layer4":{"servers":{
-			"a":{"listen":["127.0.0.1:1"],"routes":[{"handle":[{"handler":"relay","channel":"pay","auth":{"none":true}}]}]},
-			"b":{"listen":["127.0.0.1:2","127.0.0.1:3"],"routes":[
-				{"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"relay","channel":"pay","auth":{"none":true}}]}]}]}]},
-			"c":{"listen":["127.0.0.1:4"],"routes":[{"handle":[{"handler":"relay","channel":"other","auth":{"none":true}}]}]}
-		}}}}`
+	const config = `{"apps":{"layer4":{"servers":{
+		"a":{"listen":["127.0.0.1:1"],"routes":[{"handle":[{"handler":"locator","channel":"pay"}]}]},
+		"b":{"listen":["127.0.0.1:2","127.0.0.1:3"],"routes":[
+			{"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"locator","channel":"pay"}]}]}]}]},
+		"c":{"listen":["127.0.0.1:4"],"routes":[{"handle":[{"handler":"locator","channel":"other"}]}]}
+	}}}}`
 	for range 5 { // caddy-l4 provisions its servers in random order
 		var c caddy.Config
 		if err := json.Unmarshal([]byte(config), &c); err != nil {
 			t.Fatal(err)
 		}
-		found := make(map[string]bool)
-		seen = func(channel string, list []caddy.NetworkAddress) {
-			for _, a := range list {
-				found[channel+" "+fmt.Sprint(a.StartPort)] = true
-			}
-		}
-		err := caddy.Validate(&c)
-		seen = nil
-		if err != nil {
+		clear(located)
+		if err := caddy.Validate(&c); err != nil {
 			t.Fatal(err)
 		}
 		want := map[string]bool{"pay 1": true, "pay 2": true, "pay 3": true, "other 4": true}
-		if fmt.Sprint(found) != fmt.Sprint(want) {
-			t.Fatalf("found %v, want %v", found, want)
+		if !maps.Equal(located, want) {
+			t.Fatalf("found %v, want %v", located, want)
 		}
 	}
 }
