@@ -301,7 +301,7 @@ func TestBusTellsOfFailureAndRecovery(t *testing.T) {
 	}
 	stub.change(nil)
 	eventually(t, "both changes", func() bool { return len(states.all()) == 2 })
-	if got := states.all(); got[0] != error(down) || got[1] != nil && got[1] != error(nil) {
+	if got := states.all(); !reflect.DeepEqual(got, []any{down, nil}) {
 		t.Errorf("told %v", got)
 	}
 }

@@ -279,6 +279,11 @@ func (h *Publish) readBody(w http.ResponseWriter, r *http.Request) ([]byte, erro
 
 // destination evaluates the ID.
 func (h *Publish) destination(r *http.Request) (string, error) {
+	// Placeholders see the decoded path, where the ID "a/b" is a segment "a" and one more: the
+	// message would go to somebody else.
+	if strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") && strings.Contains(h.ID, "uri.path") {
+		return "", refuse(badID, nil, "the path has an encoded slash, which an ID from the path cannot have")
+	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	id := repl.ReplaceAll(h.ID, "")
 	if id == broker.Everyone {

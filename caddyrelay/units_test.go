@@ -185,6 +185,17 @@ func TestPublishAnswers(t *testing.T) {
 	}
 }
 
+// An encoded slash must not split an ID, and so send the message to another destination.
+func TestEncodedSlashIsRefused(t *testing.T) {
+	config := `{"channel":"pay","id":"{http.request.uri.path.1}","open":true}`
+	for path, status := range map[string]int{"/pay/a%2Fb": 400, "/pay/a%2fb": 400, "/pay/%C3%BC": 202} {
+		r := httptest.NewRequest(http.MethodPost, path, strings.NewReader("x"))
+		if w, err := serve(t, config, r, nil, nil); err != nil || w.Code != status {
+			t.Errorf("%s: %d %s, %v", path, w.Code, w.Body, err)
+		}
+	}
+}
+
 // With handle_errors, the site decides about the answer; without, it is JSON.
 func TestRefusalsAndErrorRoutes(t *testing.T) {
 	w, err := serve(t, openPublish+`}`, publishRequest("0 1", "x"), nil, nil)
@@ -196,7 +207,7 @@ func TestRefusalsAndErrorRoutes(t *testing.T) {
 	r := publishRequest("0 1", "x")
 	w, err = serve(t, openPublish+`}`, r, srv, nil)
 	var he caddyhttp.HandlerError
-	if !errors.As(err, &he) || he.StatusCode != 400 || w.Body.Len() > 0 {
+	if !errors.As(err, &he) || he.StatusCode != http.StatusBadRequest || w.Body.Len() > 0 {
 		t.Errorf("with: %v; %q was written", err, w.Body)
 	}
 }
