@@ -1,0 +1,197 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyrelay/relay/internal/redistest"
+)
+
+// onRedis is a configuration on a Redis server.
+func onRedis(s *redistest.Server) string {
+	return oneChannel("broker redis {\n\t\t\taddress " + s.Addr() + "\n\t\t}")
+}
+
+// proven waits until the node knows that it hears the channel.
+func (n *node) proven() {
+	n.t.Helper()
+	n.wait("the channel to be proven", func() bool {
+		return n.metric(`caddy_relay_channel_proven{channel="pay_mq_channel"}`) == 1
+	})
+}
+
+// twoNodes returns two nodes on one Redis server.
+func twoNodes(t *testing.T, s *redistest.Server) (a, b *node) {
+	t.Helper()
+	a, b = newNode(t), newNode(t)
+	a.start(onRedis(s))
+	b.start(onRedis(s))
+	a.proven()
+	b.proven()
+	return a, b
+}
+
+func TestTwoNodes(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := twoNodes(t, server)
+	onA, onB := connect(t, a.tcp, "01", nil), connectJSON(t, b.tcp, "02")
+	alsoB := connect(t, b.tcp, "01", nil)
+	a.awaitSessions("pay_mq_channel", 1)
+	b.awaitSessions("pay_mq_channel", 2)
+
+	answer := a.curl("/pay/02", "from a to b")
+	if answer.status != http.StatusAccepted || answer.fields["redis_receivers"] != 2.0 {
+		t.Errorf("answer: %d %s", answer.status, answer.text)
+	}
+	m := object(t, onB.awaitLine("from a to b"))
+	if m["mid"] != answer.fields["mid"] || m["body"] != "from a to b" || m["enc"] != "text" {
+		t.Errorf("message: %v, answer: %s", m, answer.text)
+	}
+	b.curl("/pay/01", "from b to a")
+	onA.awaitLine("from b to a")
+	alsoB.awaitLine("from b to a")
+	b.curl("/pay/*", "to all")
+	for _, s := range []*socket{onA, onB, alsoB} {
+		s.awaitLine("to all")
+	}
+}
+
+// Any program may publish {"id":…,"msg":…}; redis-cli is one that is not ours.
+func TestForeignPublications(t *testing.T) {
+	server := redistest.Start(t)
+	n := newNode(t)
+	n.start(onRedis(server))
+	n.proven()
+	plain, js := connect(t, n.tcp, "01", nil), connectJSON(t, n.tcp, "01")
+	seven := connect(t, n.tcp, "7", nil)
+	n.awaitSessions("pay_mq_channel", 3)
+	publish := func(text string) {
+		t.Helper()
+		if got := server.CLI("PUBLISH", "pay_mq_channel", text); got != "1" {
+			t.Errorf("%s reached %s subscribers", text, got)
+		}
+	}
+	publish(`{"id":"01","msg":"hi"}`)
+	plain.await("hi", func(l []string) bool { return len(l) == 1 && l[0] == "hi" })
+	if m := object(t, js.awaitLine(`"hi"`)); m["enc"] != "text" || m["body"] != "hi" {
+		t.Errorf("message: %v", m)
+	}
+	publish(`{ "msg" : {"amount": 1.0, "note":"<b>"} , "id" : "01" }`)
+	plain.awaitLine(`{"amount": 1.0, "note":"<b>"}`)
+	js.awaitLine(`"body":{"amount": 1.0, "note":"<b>"}`)
+	publish(`{"id":7,"msg":"a number"}`)
+	seven.awaitLine("a number")
+
+	for _, bad := range []string{"not JSON", `{"id":"01"}`, `{"msg":"x"}`, `["01","x"]`, `{"ID":"01","msg":"x"}`, `{"id":"0 1","msg":"x"}`} {
+		publish(bad)
+	}
+	n.wait("the bad ones to be counted", func() bool {
+		return n.metric(`caddy_relay_skipped_total{channel="pay_mq_channel"}`) == 6
+	})
+	if lines := n.log.lines("skipped a publication that is not for sockets"); len(lines) != 1 {
+		t.Errorf("%d log lines, want one a minute", len(lines))
+	}
+	publish(`{"id":"01","msg":"still well"}`)
+	plain.awaitLine("still well")
+	if got := plain.got(); len(got) != 3 {
+		t.Errorf("the socket got %q", got)
+	}
+}
+
+func TestRedisAbsentAtStart(t *testing.T) {
+	server := redistest.Reserve(t)
+	n := newNode(t)
+	n.start(onRedis(server))
+	s := connect(t, n.tcp, "01", nil)
+	n.awaitSessions("pay_mq_channel", 1)
+	a := n.curl("/pay/01", "too early")
+	if a.status != http.StatusServiceUnavailable || a.fields["error"] != "broker_unavailable" || a.header.Get("Retry-After") == "" {
+		t.Errorf("answer: %d %s %v", a.status, a.text, a.header)
+	}
+	if strings.Contains(a.text, server.Addr()) {
+		t.Errorf("the publisher is told where Redis is: %s", a.text)
+	}
+	if lines := n.log.lines("redis is lost; publishers are answered 503 until it is back"); len(lines) != 1 ||
+		!strings.Contains(fmt.Sprint(lines[0]["error"]), "is redis-server running there?") {
+		t.Errorf("log: %v", lines)
+	}
+	server.Restart()
+	n.proven()
+	n.curl("/pay/01", "now")
+	s.awaitLine("now")
+	if got := s.got(); len(got) != 1 {
+		t.Errorf("got %q", got)
+	}
+}
+
+// I9, and what at_most_once may lose: redis-server is killed under load and comes back.
+func TestI9_RedisKilledUnderLoad(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := twoNodes(t, server)
+	l := startLoad(t, "pay_mq_channel", 200, a, b)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { l.run(ctx, 500) })
+	accepted := func(more int64) {
+		t.Helper()
+		target := l.accepted.Load() + more
+		waitFor(t, "posts to be accepted", func() bool { return l.accepted.Load() >= target })
+	}
+	accepted(1000)
+	killed := time.Now()
+	server.Kill()
+	refused := l.refused.Load()
+	waitFor(t, "posts to be refused", func() bool { return l.refused.Load() > refused+200 })
+	restarted := time.Now()
+	server.Restart()
+	a.proven()
+	b.proven()
+	back := time.Now()
+	accepted(1000)
+	cancel()
+	wg.Wait()
+	sum := l.settle()
+	t.Logf("%s; refused %d; delivery resumed %.2fs after redis-server was back; lost around the kill: %d",
+		sum, l.refused.Load(), back.Sub(restarted).Seconds(), sum.lost)
+	if sum.doubled+sum.invented+sum.disordered > 0 || l.dropped.Load() > 0 {
+		t.Errorf("%s; sockets dropped %d", sum, l.dropped.Load())
+	}
+	for _, at := range sum.lostAt {
+		// What was accepted is under way for moments; and one node may be proven a little
+		// before the other one is.
+		if at.Before(killed.Add(-time.Second)) || at.After(back.Add(time.Second)) {
+			t.Errorf("a message was lost that was accepted %.2fs after the kill", at.Sub(killed).Seconds())
+		}
+	}
+}
+
+// I8: a reload brings another password; nobody notices, and the next connection uses it.
+func TestI8_PasswordChanges(t *testing.T) {
+	server := redistest.Start(t)
+	server.CLI("ACL", "SETUSER", "relay", "on", ">first", "resetchannels", "&pay_mq_channel", "&relay:probe:*",
+		"+publish", "+subscribe", "+unsubscribe", "+ping", "+hello", "+client|setname")
+	config := oneChannel("broker redis {\n\t\t\taddress " + server.Addr() + "\n\t\t\tusername relay\n\t\t\tpassword {env.%s}\n\t\t}")
+	n := newNode(t)
+	n.env = []string{"FIRST=first", "SECOND=second"}
+	n.start(fmt.Sprintf(config, "FIRST"))
+	n.proven()
+	s := connect(t, n.tcp, "01", nil)
+	n.awaitSessions("pay_mq_channel", 1)
+	server.CLI("ACL", "SETUSER", "relay", "<first", ">second")
+	if err := n.reload(fmt.Sprintf(config, "SECOND")); err != nil {
+		t.Fatal(err)
+	}
+	n.curl("/pay/01", "after the reload")
+	s.awaitLine("after the reload")
+	server.CLI("CLIENT", "KILL", "USER", "relay") // all of its connections
+	n.wait("a post to be accepted again", func() bool { return n.curl("/pay/01", "after the kill").status == http.StatusAccepted })
+	s.awaitLine("after the kill")
+	if !s.open() {
+		t.Error("the socket was dropped")
+	}
+}
