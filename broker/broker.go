@@ -48,7 +48,7 @@ type Broker interface {
 //
 // A sink must not block: while it runs, everything behind it waits, and a Redis
 // server cuts off a subscriber that does not read. So it must not publish, nor close
-// the broker; closing its own subscription is fine. If it panics, the broker recovers
+// the broker; closing its own subscription and adding others is fine. If it panics, the broker recovers
 // and goes on.
 type Sink interface {
 	// Deliver hands over one publication. p and its bytes are valid for ever

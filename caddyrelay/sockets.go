@@ -231,7 +231,9 @@ func (l *SocketServer) Serve(conn net.Conn, pinned bool) {
 	switch {
 	case end.Reason == hub.Panicked:
 		l.logger.Error("socket ended by a bug of the relay; please report it", fields...)
-	case end.Reason.Refused():
+	case !end.Registered && end.Reason == hub.ClientClosed: // a health check, or a port scan
+		l.logger.Debug("socket left before it registered", fields...)
+	case !end.Registered:
 		l.logger.Warn("socket refused", fields...)
 	default:
 		l.logger.Info("socket ended", fields...)

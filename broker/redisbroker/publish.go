@@ -3,6 +3,7 @@ package redisbroker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
@@ -135,7 +136,14 @@ func (b *Broker) commit(jobs []*job) {
 	for i, j := range jobs {
 		cmds[i] = pipe.Publish(ctx, j.channel, j.payload)
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	_, err := pipe.Exec(ctx)
+	if err != nil && !slices.ContainsFunc(cmds, func(c *redis.IntCmd) bool { return c.Err() != nil }) {
+		// Redis did not log us in. go-redis returns that, but leaves each command as it was, which
+		// looks like success.
+		for _, c := range cmds {
+			c.SetErr(err)
+		}
+	}
 	redial := false
 	for i, j := range jobs {
 		j.receivers, j.err = int(cmds[i].Val()), cmds[i].Err()

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,6 +92,18 @@ func publish(b *Broker, channel, payload string) (broker.Published, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	return b.Publish(ctx, channel, broker.FromPayload([]byte(payload)))
+}
+
+func publishErr(b *Broker, channel, payload string) error {
+	_, err := publish(b, channel, payload)
+	return err
+}
+
+func mustPublish(t *testing.T, b *Broker, channel, payload string) {
+	t.Helper()
+	if err := publishErr(b, channel, payload); err != nil {
+		t.Errorf("publishing %s on %s: %v", payload, channel, err)
+	}
 }
 
 func TestForeignPublisherAndSubscriber(t *testing.T) {
@@ -273,4 +287,54 @@ func TestUnixSocket(t *testing.T) {
 	b := open(t, Options{Network: "unix", Address: server.Socket()})
 	_, s := subscribe(t, b, "c")
 	proven(t, s)
+}
+
+// What is heard is delivered by one goroutine, and changes are told by others; the sink is called by one at a time.
+func TestSinkIsCalledByOneAtATime(t *testing.T) {
+	b := open(t, Options{Address: "127.0.0.1:1"})
+	sink := new(exclusiveSink)
+	s := &subscription{broker: b, channel: "c", topic: new(topic), sink: sink}
+	s.topic.subs = []*subscription{s}
+	b.mu.Lock()
+	b.topics["c"] = s.topic
+	b.mu.Unlock()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 1000 {
+			s.deliver(broker.FromPayload(nil))
+		}
+	})
+	wg.Go(func() {
+		for range 500 {
+			b.disprove(errSilent, false)
+			b.mu.Lock()
+			s.topic.confirmed = true
+			b.mu.Unlock()
+			b.prove(1)
+		}
+	})
+	wg.Wait()
+	if sink.overlapped.Load() {
+		t.Error("a call began during another")
+	}
+	if sink.calls != 2000 {
+		t.Errorf("%d calls, want 1000 deliveries, 500 failures and 500 recoveries", sink.calls)
+	}
+}
+
+type exclusiveSink struct {
+	inside, overlapped atomic.Bool
+	calls              int
+}
+
+func (s *exclusiveSink) Deliver(string, *broker.Publication) { s.enter() }
+func (s *exclusiveSink) StateChanged(string, error)          { s.enter() }
+
+func (s *exclusiveSink) enter() {
+	if !s.inside.CompareAndSwap(false, true) {
+		s.overlapped.Store(true)
+	}
+	s.calls++
+	runtime.Gosched()
+	s.inside.Store(false)
 }

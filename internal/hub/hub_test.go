@@ -176,7 +176,7 @@ func TestPlainSocketGetsBodies(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	if end := p.over(); end.Reason != ClientClosed || end.Pushed != 3 || end.ID != "01" || end.Protocol != Plain {
+	if end := p.over(); end.Reason != ClientClosed || end.Pushed != 3 || !end.Registered || end.ID != "01" || end.Protocol != Plain {
 		t.Errorf("end: %+v", end)
 	}
 	if h.Deliver(message("01", "late")) != 0 {
@@ -308,7 +308,7 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("the peer read %q, want %q in it", got, c.answer)
 			}
 			end := p.over()
-			if end.Reason != c.want || end.Err == nil {
+			if end.Reason != c.want || end.Err == nil || end.Registered {
 				t.Errorf("end: %v (%v), want %v and an error for the log", end.Reason, end.Err, c.want)
 			}
 			if strings.Contains(fmt.Sprint(end.Err), "secret") {

@@ -4,8 +4,7 @@ package hub
 // at once, so a text, once released, stays.
 type Reason uint8
 
-// The reasons for a session's end. Those before [ClientClosed] mean that it never was
-// registered.
+// The reasons for a session's end.
 const (
 	HelloTimeout    Reason = iota // no complete first frame in time
 	BadHello                      // the first frame is empty, not understood, or another protocol's
@@ -39,9 +38,6 @@ var reasonTexts = [reasons]string{
 
 // String returns the reason as logs, metrics and goodbyes spell it.
 func (r Reason) String() string { return reasonTexts[r] }
-
-// Refused reports whether the session ended before it was registered.
-func (r Reason) Refused() bool { return r < ClientClosed }
 
 // DropReason says why a message that was meant for a socket was not written to it. Only
 // at_most_once channels drop.

@@ -58,14 +58,15 @@ const (
 
 // End says how a session went.
 type End struct {
-	Reason   Reason
-	Err      error // what lies behind the reason; nil for ordinary ends
-	ID       string
-	Protocol Protocol
-	Lasted   time.Duration
-	Pushed   uint64 // messages handed to the kernel
-	Dropped  uint64 // messages that were queued and never written
-	Ignored  uint64 // frames from the peer that mean nothing here
+	Reason     Reason
+	Err        error  // what lies behind the reason; nil for ordinary ends
+	Registered bool   // or the socket was refused, or left, before that
+	ID         string // empty if it was not registered
+	Protocol   Protocol
+	Lasted     time.Duration
+	Pushed     uint64 // messages handed to the kernel
+	Dropped    uint64 // messages that were queued and never written
+	Ignored    uint64 // frames from the peer that mean nothing here
 }
 
 func newSession(h *Hub, conn net.Conn, e *Endpoint) *Session {
@@ -118,7 +119,7 @@ func (s *Session) finish(panicked any) End {
 	defer s.mu.Unlock()
 	s.dropQueuedLocked()
 	return End{
-		Reason: s.end, Err: s.endErr, ID: s.id, Protocol: s.protocol, Lasted: time.Since(s.started),
+		Reason: s.end, Err: s.endErr, Registered: s.channel != nil, ID: s.id, Protocol: s.protocol, Lasted: time.Since(s.started),
 		Pushed: s.pushed, Dropped: s.dropped, Ignored: s.ignored,
 	}
 }
