@@ -11,4 +11,6 @@
 //   - badinput_test.go: what each kind of bad input gets.
 //   - adapt_test.go: golden files for the Caddyfile's JSON and for error texts.
 //   - docs_test.go: the Caddyfile blocks in the documents.
+//
+// They run on Unix: they send signals, and end process groups.
 package integration

@@ -195,6 +195,31 @@ func TestCloseWhileRedisHangs(t *testing.T) {
 	}
 }
 
+// A node that cannot publish says so, but keeps the connection on which it hears: that one is well.
+func TestI9_PublishingIsForbidden(t *testing.T) {
+	server := redistest.Start(t)
+	b := open(t, Options{Address: server.Addr(), ProbeInterval: 50 * time.Millisecond})
+	r, s := subscribe(t, b, "c")
+	proven(t, s)
+	connection := server.CLI("CLIENT", "LIST", "TYPE", "pubsub")
+	server.CLI("ACL", "SETUSER", "default", "-publish")
+	until(t, "several probes to fail", func() bool {
+		_, rejected, _ := strings.Cut(server.CLI("INFO", "commandstats"), "cmdstat_publish:")
+		_, rejected, _ = strings.Cut(rejected, "rejected_calls=")
+		var n int
+		_, err := fmt.Sscanf(rejected, "%d", &n)
+		return err == nil && n >= 5
+	})
+	if err := s.Err(); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("state %v", err)
+	}
+	server.CLI("ACL", "SETUSER", "default", "+publish")
+	until(t, "both changes", func() bool { return len(r.changes()) == 2 && s.Err() == nil })
+	if now := server.CLI("CLIENT", "LIST", "TYPE", "pubsub"); strings.Fields(now)[0] != strings.Fields(connection)[0] {
+		t.Errorf("the connection was %q and is %q", connection, now)
+	}
+}
+
 // A channel that the user has no right to is that channel's trouble.
 func TestOneChannelIsRefused(t *testing.T) {
 	server := redistest.Start(t)

@@ -338,3 +338,30 @@ func (s *exclusiveSink) enter() {
 	runtime.Gosched()
 	s.inside.Store(false)
 }
+
+// I9: on a new connection, the echo of a probe proves only channels that Redis has confirmed before the probe was sent.
+func TestI9_WhatAnEchoProves(t *testing.T) {
+	b := open(t, Options{Address: "127.0.0.1:1"})
+	c := new(topic)
+	b.mu.Lock()
+	b.topics["c"] = c
+	c.confirmed, c.after = true, 7
+	b.mu.Unlock()
+	for _, step := range []struct {
+		what string
+		do   func()
+		want bool
+	}{
+		{"a probe that was sent before the confirmation", func() { b.prove(7) }, false},
+		{"a later one", func() { b.prove(8) }, true},
+		{"a probe that could not be published", func() { b.disprove(errSilent, false) }, false},
+		{"the next", func() { b.prove(9) }, true},
+		{"the connection's end", func() { b.disprove(errSilent, true) }, false},
+		{"a probe on the next connection", func() { b.prove(10) }, false},
+	} {
+		step.do()
+		if c.proven.Load() != step.want {
+			t.Errorf("after %s, proven is %v", step.what, !step.want)
+		}
+	}
+}
