@@ -136,7 +136,7 @@ func TestBadRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, _ := io.ReadAll(resp.Body)
-		if resp.StatusCode != 400 || !strings.Contains(string(body), "body_incomplete") {
+		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(body), "body_incomplete") {
 			t.Errorf("answer: %d %s", resp.StatusCode, body)
 		}
 		w.refusedOnce(t, "body_incomplete", lines, count)

@@ -7,7 +7,10 @@
 //   - socket_test.go, post_test.go: a back end's and a sender's side.
 //   - example_test.go: what the README promises of Caddyfile.example.
 //   - reload_test.go, life_test.go: what reloads, removals and exits do to sockets.
-//   - redis_test.go: several nodes, Redis that fails, programs that know nothing of us.
+//   - load_test.go: many sockets and senders, and the books that are kept on them.
+//   - redis_test.go: several nodes, other publishers, Redis that fails.
+//   - node_test.go: Node programs with the original's calls, beside and instead of our nodes.
+//   - command_test.go: the commands "caddy relay listen" and "caddy relay publish".
 //   - badinput_test.go: what each kind of bad input gets.
 //   - adapt_test.go: golden files for the Caddyfile's JSON and for error texts.
 //   - docs_test.go: the Caddyfile blocks in the documents.
