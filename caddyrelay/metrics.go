@@ -6,6 +6,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyrelay/relay/broker/redisbroker"
 )
 
 // registerMetrics registers the node's counts in the registry of ctx's configuration. Caddy makes a
@@ -35,6 +37,8 @@ var (
 	descSockets   = desc("sockets", "Open sockets, registered or not.")
 	descEnded     = desc("ended_total", "Sockets that ended, by reason.", "reason")
 	descProven    = desc("channel_proven", "1 while this node is known to hear the channel.", "channel")
+	descLost      = desc("broker_lost_total", "Times that the broker was lost after it had been heard.")
+	descRoundTrip = desc("broker_probe_seconds", "How long the last probe took through the broker and back; 0 if there is none.")
 	descMissed    = desc("listener_dropped_total", "Publications that a slow listener on the bus missed.")
 	descPanics    = desc("listener_panics_total", "Panics of listeners on the bus.")
 )
@@ -43,7 +47,7 @@ var (
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPublished, descRefused, descInvalid, descPushed, descDropped, descSessions, descSockets, descEnded,
-		descProven, descMissed, descPanics,
+		descProven, descLost, descRoundTrip, descMissed, descPanics,
 	} {
 		out <- d
 	}
@@ -58,7 +62,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
 	var names []string
+	var redis redisbroker.Stats
 	if g := c.node.active.Load(); g != nil {
+		if b, ok := g.broker.(*redisbroker.Broker); ok {
+			redis = b.Stats()
+		}
 		for name, f := range g.routes {
 			names = append(names, name)
 			proven := 0
@@ -68,6 +76,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			gauge(descProven, proven, name)
 		}
 	}
+	counter(descLost, redis.Lost)
+	out <- prometheus.MustNewConstMetric(descRoundTrip, prometheus.GaugeValue, redis.RoundTrip.Seconds())
 	st := c.node.hub.Stats(names...)
 	gauge(descSockets, st.Sockets)
 	for reason, v := range st.Ended {
