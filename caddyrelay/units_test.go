@@ -185,6 +185,49 @@ func TestPublishAnswers(t *testing.T) {
 	}
 }
 
+// A request that runs on after its configuration was replaced publishes to the one that rules now, if that
+// has the channel.
+func TestI8_RequestsOfAnOldConfiguration(t *testing.T) {
+	old := startApp(t, oneChannel)
+	h := &Publish{Channel: "pay", ID: "01", Open: true}
+	h.setDefaults()
+	h.app, h.generation, h.counts, h.logger = old, old.generation, old.node.counts.channel("pay"), old.logger
+	post := func() *httptest.ResponseRecorder {
+		t.Helper()
+		w := httptest.NewRecorder()
+		r := caddyhttp.PrepareRequest(publishRequest("01", "x"), caddy.NewReplacer(), w, nil)
+		if err := h.ServeHTTP(w, r, nil); err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	replace := func(before *App, config string) *App {
+		t.Helper()
+		next := startApp(t, config)
+		if err := errors.Join(before.Stop(), before.Cleanup()); err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	if w := post(); w.Code != http.StatusAccepted {
+		t.Errorf("before: %d %s", w.Code, w.Body)
+	}
+	second := replace(old, oneChannel)
+	if w := post(); w.Code != http.StatusAccepted {
+		t.Errorf("after a reload: %d %s", w.Code, w.Body)
+	}
+	third := replace(second, `{"channels":{"other":{"delivery":"at_most_once"}}}`)
+	if w := post(); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "unknown_channel") {
+		t.Errorf("after the channel was removed: %d %s", w.Code, w.Body)
+	}
+	if err := errors.Join(third.Stop(), third.Cleanup()); err != nil {
+		t.Fatal(err)
+	}
+	if w := post(); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "not_running") {
+		t.Errorf("after the relay was removed: %d %s", w.Code, w.Body)
+	}
+}
+
 // An encoded slash must not split an ID, and so send the message to another destination.
 func TestEncodedSlashIsRefused(t *testing.T) {
 	config := `{"channel":"pay","id":"{http.request.uri.path.1}","open":true}`
