@@ -81,7 +81,7 @@ func TestBadRequests(t *testing.T) {
 	header := func(name, value string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set(name, value) }
 	}
-	for _, c := range []struct {
+	cases := []struct {
 		name    string
 		request *http.Request
 		status  int
@@ -109,7 +109,8 @@ func TestBadRequests(t *testing.T) {
 		{"wrong token", with(header("Authorization", "Bearer wrong")), 401, "unauthorized"},
 		{"no token", with(func(r *http.Request) { r.Header.Del("Authorization") }), 401, "unauthorized"},
 		{"token in another scheme", with(header("Authorization", "Basic "+token)), 401, "unauthorized"},
-	} {
+	}
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			lines, count := len(w.log.lines("refused to publish")), refusedBefore(c.reason)
 			a := do(t, c.request)
@@ -142,6 +143,17 @@ func TestBadRequests(t *testing.T) {
 		w.refusedOnce(t, "body_incomplete", lines, count)
 		w.stillWell(t)
 	})
+	w.logged(t, "refused to publish", len(cases)+1)
+}
+
+// logged stops the node, after which no further line can come, and checks that it wrote count lines with
+// msg in all and no secret in any.
+func (w *watched) logged(t *testing.T, msg string, count int) {
+	t.Helper()
+	w.stop()
+	if found := w.log.lines(msg); len(found) != count {
+		t.Errorf("%d log lines %q in all, want %d", len(found), msg, count)
+	}
 	if strings.Contains(w.log.String(), token) {
 		t.Error("the log shows the token")
 	}
@@ -163,7 +175,7 @@ func (w *watched) refusedOnce(t *testing.T, reason string, lines int, count floa
 // Each kind of bad first frame gets a readable line, one log line and one count.
 func TestBadSockets(t *testing.T) {
 	w := watch(t, guarded())
-	for _, c := range []struct{ name, send, answer, reason string }{
+	cases := []struct{ name, send, answer, reason string }{
 		{"empty", "\n", "error 400", "bad_hello"},
 		{"oversized", strings.Repeat("x", 20<<10), "error 413", "frame_too_large"},
 		{"binary", "\x00\x01\x02\xff token\n", "error 401", "unauthorized"},
@@ -171,16 +183,17 @@ func TestBadSockets(t *testing.T) {
 		{"never finished", "01", "error 408", "hello_timeout"},
 		{"ID with a comma", "01,02 " + token + "\n", "error 400", "bad_id"},
 		{"ID with a space", `{"op":"hello","v":1,"id":"0 1","token":"` + token + `"}` + "\n", `"code":400`, "bad_id"},
+		{"ID of 10 kB", strings.Repeat("9", 10000) + " " + token + "\n", "error 413", "frame_too_large"},
 		{"ID of 1 kB", strings.Repeat("9", 1000) + " " + token + "\n", "error 400", "bad_id"},
 		{"wrong token", "01 wrong\n", "error 401", "unauthorized"},
 		{"no token", "01\n", "error 401", "unauthorized"},
 		{"broken JSON", "{\"op\":\n", `"code":400`, "bad_hello"},
 		{"HTTP", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP", "bad_hello"},
 		{"TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + strings.Repeat("r", 500) + "\n", "TLS", "bad_hello"},
-	} {
+	}
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			lines := len(w.log.lines("socket refused"))
-			count := w.metric(`caddy_relay_ended_total{reason="` + c.reason + `"}`)
+			before := w.socketsRefused(c.reason)
 			conn, err := net.Dial("tcp", w.tcp)
 			if err != nil {
 				t.Fatal(err)
@@ -195,18 +208,32 @@ func TestBadSockets(t *testing.T) {
 				t.Errorf("read %q, %v; want a line with %q", got, err, c.answer)
 			}
 			conn.Close()
-			waitFor(t, "the log line", func() bool { return len(w.log.lines("socket refused")) > lines })
-			if found := w.log.lines("socket refused"); len(found) != lines+1 || found[lines]["reason"] != c.reason {
-				t.Errorf("%d log lines, the last one %v", len(found)-lines, found[len(found)-1])
-			}
-			if now := w.metric(`caddy_relay_ended_total{reason="` + c.reason + `"}`); now != count+1 {
-				t.Errorf("counted %v, before %v", now, count)
-			}
+			w.socketRefusedOnce(t, c.reason, before)
 			w.stillWell(t)
 		})
 	}
-	if strings.Contains(w.log.String(), token) {
-		t.Error("the log shows the token")
+	w.logged(t, "socket refused", len(cases))
+}
+
+// refusals are what the node logged and counted of refused sockets at some moment.
+type refusals struct {
+	lines int
+	count float64
+}
+
+func (w *watched) socketsRefused(reason string) refusals {
+	return refusals{len(w.log.lines("socket refused")), w.metric(`caddy_relay_ended_total{reason="` + reason + `"}`)}
+}
+
+// socketRefusedOnce checks that there is one log line and one count more than before.
+func (w *watched) socketRefusedOnce(t *testing.T, reason string, before refusals) {
+	t.Helper()
+	waitFor(t, "the log line", func() bool { return len(w.log.lines("socket refused")) > before.lines })
+	if found := w.log.lines("socket refused"); len(found) != before.lines+1 || found[before.lines]["reason"] != reason {
+		t.Errorf("%d log lines, the last one %v", len(found)-before.lines, found[len(found)-1])
+	}
+	if now := w.socketsRefused(reason); now.count != before.count+1 {
+		t.Errorf("counted %v, before %v", now.count, before.count)
 	}
 }
 
@@ -215,18 +242,26 @@ func TestI10_TooManySockets(t *testing.T) {
 	w := watch(t, strings.Replace(guarded(), "channel pay_mq_channel", "max_sockets 2\n\t\tchannel pay_mq_channel", 1))
 	second := connect(t, w.tcp, "second "+token, nil)
 	w.awaitSessions("pay_mq_channel", 2)
+	before := w.socketsRefused("too_many_sockets")
 	third := connect(t, w.tcp, "third "+token, nil)
 	third.awaitLine("error 503")
 	third.awaitEnd()
 	_ = third.conn.Close()
+	w.socketRefusedOnce(t, "too_many_sockets", before)
 	w.stillWell(t)
+	if !second.open() {
+		t.Error("the socket that was there was dropped")
+	}
 	_ = second.conn.Close()
-	w.awaitSessions("pay_mq_channel", 1)
+	// Not the sessions: a place is free only when the connection is gone, too.
+	w.wait("a free place", func() bool { return w.metric("caddy_relay_sockets") == 1 })
 	connect(t, w.tcp, "fourth "+token, nil)
 	w.awaitSessions("pay_mq_channel", 2)
+	w.stillWell(t)
+	w.logged(t, "socket refused", 1)
 }
 
-// A channel that a reload removes while a sender still posts to the old path is unknown, not forgotten.
+// A handler for a channel that is not configured is an error in the configuration, before anybody posts.
 func TestUnknownChannelIsAnError(t *testing.T) {
 	_, err := adapt(newNode(t).expand(strings.Replace(oneChannel(""), "/pay/* pay_mq_channel", "/pay/* other", 1)))
 	if err == nil || !strings.Contains(err.Error(), `the relay has no channel "other"`) {

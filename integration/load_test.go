@@ -122,7 +122,7 @@ func (l *load) publish(client *http.Client, d *destination, n int) {
 			}
 			continue
 		}
-		_, _ = io.Copy(io.Discard, resp.Body)
+		text, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		switch resp.StatusCode {
 		case http.StatusAccepted:
@@ -133,9 +133,11 @@ func (l *load) publish(client *http.Client, d *destination, n int) {
 			l.accepted.Add(1)
 		case http.StatusServiceUnavailable:
 			l.refused.Add(1)
-			d.mu.Lock()
-			d.unsure[n] = true // "unconfirmed" may have been published
-			d.mu.Unlock()
+			if bytes.Contains(text, []byte(`"unconfirmed"`)) { // all else was not published, for sure
+				d.mu.Lock()
+				d.unsure[n] = true
+				d.mu.Unlock()
+			}
 		default:
 			l.t.Errorf("a post was answered %s", resp.Status)
 		}

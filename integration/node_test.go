@@ -5,7 +5,6 @@ package integration
 import (
 	"bufio"
 	"fmt"
-
 	"os"
 	"os/exec"
 	"strings"

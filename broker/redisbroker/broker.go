@@ -46,7 +46,8 @@ type Options struct {
 	// long an echo may take. Default 5 s.
 	ProbeInterval time.Duration
 
-	// MaxBackoff is the longest wait between two attempts to connect. Default 2 s.
+	// MaxBackoff is the longest wait between two attempts to connect. Default 500 ms: while some
+	// nodes are back and others are not, what the first accept does not reach the others.
 	MaxBackoff time.Duration
 }
 
@@ -125,7 +126,7 @@ func (o *Options) setDefaults() {
 	for _, d := range []struct {
 		value     *time.Duration
 		otherwise time.Duration
-	}{{&o.Timeout, 2 * time.Second}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 2 * time.Second}} {
+	}{{&o.Timeout, 2 * time.Second}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond}} {
 		if *d.value <= 0 {
 			*d.value = d.otherwise
 		}

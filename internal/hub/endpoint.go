@@ -33,6 +33,8 @@ const (
 	// A client may ask for another window than the default, up to the maximum. On
 	// at_most_once channels nothing is acknowledged, so it is only told.
 	defaultWindow, maxWindow = 16, 1024
+	// maxTurnedAway bounds the connections that are being told that there is no place.
+	maxTurnedAway = 64
 	// linger is how long a peer that was told the end may take to close: closing
 	// first would, where bytes from it are unread, reset the connection and take the
 	// last frame out of its hands.

@@ -16,6 +16,7 @@ import (
 type Hub struct {
 	maxSockets atomic.Int64 // 0: no limit
 	sockets    atomic.Int64 // connections being served, registered or not
+	turnedAway atomic.Int64 // connections being told that there is no place
 	registered atomic.Int64 // sessions that registered and have not ended
 	draining   atomic.Bool
 	ended      [reasons]atomic.Uint64
@@ -44,18 +45,32 @@ func (h *Hub) SetMaxSockets(n int) { h.maxSockets.Store(int64(n)) }
 // Serve speaks with one accepted connection until the session is over, and says how it
 // ended. It does not close conn, which nobody else may use meanwhile.
 func (h *Hub) Serve(conn net.Conn, e *Endpoint) End {
-	n := h.sockets.Add(1)
-	defer h.sockets.Add(-1)
-
 	s := newSession(h, conn, e)
-	var full *Refusal
+	n := h.sockets.Add(1)
+	var end End
 	if limit := h.maxSockets.Load(); limit > 0 && n > limit {
-		full = &Refusal{Reason: TooManySockets, Code: 503, Temporary: true,
-			Text: "this node holds as many sockets as max_sockets allows; try again later, or at another node"}
+		h.sockets.Add(-1) // its place is free again while it is being told
+		end = h.turnAway(s)
+	} else {
+		end = s.run(nil)
+		h.sockets.Add(-1)
 	}
-	end := s.run(full)
 	h.ended[end.Reason].Add(1)
 	return end
+}
+
+// turnAway tells a peer that there is no place. Peers that keep such a connection open must not keep
+// others out, so it is not among the sockets; the bound of its own is that beyond some at once
+// they are closed without a word.
+func (h *Hub) turnAway(s *Session) End {
+	full := &Refusal{Reason: TooManySockets, Code: 503, Temporary: true,
+		Text: "this node holds as many sockets as max_sockets allows; try again later, or at another node"}
+	defer h.turnedAway.Add(-1)
+	if h.turnedAway.Add(1) > maxTurnedAway {
+		s.abort(full.Reason, full)
+		return s.finish(nil)
+	}
+	return s.run(full)
 }
 
 // Deliver pushes m to the sessions that registered under its destination on its channel, and

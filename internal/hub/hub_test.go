@@ -350,6 +350,43 @@ func TestI10_TooManySockets(t *testing.T) {
 	first.over()
 }
 
+// Peers that keep their refused connections open keep nobody out, and have a bound of their own.
+func TestI10_TurnedAwaySocketsTakeNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := New()
+		h.SetMaxSockets(1)
+		first := dial(t, h, Endpoint{})
+		first.send("01\n")
+		synctest.Wait()
+		var refused []*peer
+		for range 2 * maxTurnedAway { // none of them reads or closes
+			refused = append(refused, dial(t, h, Endpoint{}))
+		}
+		synctest.Wait()
+		ended := h.Stats().Ended[TooManySockets]
+		if ended != maxTurnedAway {
+			t.Errorf("%d were closed at once, want those over the bound, %d", ended, maxTurnedAway)
+		}
+		first.over()
+		next := dial(t, h, Endpoint{})
+		next.send("02\n")
+		synctest.Wait()
+		if n := h.Deliver(message("02", "x")); n != 1 {
+			t.Error("the place that became free was not given")
+		}
+		if got := next.line(); got != "x" {
+			t.Errorf("got %q", got)
+		}
+		next.over()
+		for _, p := range refused {
+			p.over()
+		}
+		if st := h.Stats(); st.Sockets != 0 {
+			t.Errorf("sockets: %d", st.Sockets)
+		}
+	})
+}
+
 func TestHelloTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := New()
