@@ -1,7 +1,7 @@
 # make test is the one to know. What needs a program says in one line how to get it.
 
 GO ?= go
-FUZZTIME ?= 60s
+FUZZTIME ?= 30s
 PLATFORMS = linux/amd64 linux/arm64 darwin/arm64 windows/amd64
 MODULES = relay http.handlers.relay_publish layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
 
@@ -14,8 +14,8 @@ build: ## build bin/caddy
 	$(GO) build -o bin/caddy ./cmd/caddy
 
 .PHONY: test
-test: deps ## run all tests, with the race detector
-	$(GO) test -race -timeout 20m ./...
+test: deps ## run all tests, with the race detector, and count them
+	@GO="$(GO)" ./scripts/test
 
 .PHONY: deps
 deps: ## find or install what the tests need: a C compiler, redis-server, Node.js packages
@@ -23,19 +23,19 @@ deps: ## find or install what the tests need: a C compiler, redis-server, Node.j
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@files=$$(gofmt -l .) && test -z "$$files" || { echo "gofmt would change:" $$files; exit 1; }
 	$(GO) vet ./...
 	GOOS=windows $(GO) vet ./...
 	$(GO) -C tools/lint build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	bin/golangci-lint run ./...
 
 .PHONY: fuzz
-fuzz: ## run each fuzz target for FUZZTIME (60s)
+fuzz: ## run each fuzz target for FUZZTIME (30s)
 	@GO="$(GO)" FUZZTIME=$(FUZZTIME) ./scripts/fuzz
 
 .PHONY: fuzz-short
-fuzz-short: ## run each fuzz target for 3s
-	@GO="$(GO)" FUZZTIME=3s ./scripts/fuzz
+fuzz-short: ## run each fuzz target for 5s
+	@GO="$(GO)" FUZZTIME=5s ./scripts/fuzz
 
 .PHONY: golden
 golden: ## write the golden files of the configuration anew; look at the difference

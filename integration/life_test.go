@@ -111,16 +111,18 @@ func TestI8_TLSSocketsBeyondMaxGenerations(t *testing.T) {
 	}
 	n.awaitSessions("pay_mq_channel", 1)
 	json := n.adapt(config)
-	for i := range 2 {
+	for {
 		if err := n.load(json); err != nil {
 			t.Fatal(err)
 		}
-		if got := n.metric(`caddy_relay_sessions{channel="pay_mq_channel"}`); got != 1 {
-			t.Fatalf("after %d reloads %v sessions are left", i+1, got)
+		// Not the calls of load: it may have loaded twice.
+		reloads := len(n.log.lines("relay started")) - 1
+		if reloads > 2 {
+			break
 		}
-	}
-	if err := n.load(json); err != nil {
-		t.Fatal(err)
+		if got := n.metric(`caddy_relay_sessions{channel="pay_mq_channel"}`); got != 1 {
+			t.Fatalf("after %d reloads %v sessions are left", reloads, got)
+		}
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 	text, err := io.ReadAll(conn)

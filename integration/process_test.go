@@ -204,23 +204,29 @@ func (n *node) reload(caddyfile string) error {
 	return n.load(n.adapt(caddyfile))
 }
 
-func (n *node) load(config []byte) error {
-	req, err := http.NewRequest(http.MethodPost, "http://"+n.admin+"/load", bytes.NewReader(config))
-	if err != nil {
-		return err
+// load loads a configuration through the admin API. Each load replaces the admin endpoint too, so the
+// request may meet the old one as it closes: then it is made again, as loading twice does no harm.
+func (n *node) load(config []byte) (err error) {
+	for range 20 {
+		var req *http.Request
+		if req, err = http.NewRequest(http.MethodPost, "http://"+n.admin+"/load", bytes.NewReader(config)); err != nil {
+			return err
+		}
+		req.Close = true
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Cache-Control", "must-revalidate") // load even if nothing changed
+		var resp *http.Response
+		if resp, err = http.DefaultClient.Do(req); err != nil {
+			continue
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s", resp.Status, body)
+		}
+		return nil
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Cache-Control", "must-revalidate") // load even if nothing changed
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", resp.Status, body)
-	}
-	return nil
+	return err
 }
 
 // metric returns one value from the node's metrics, such as `caddy_relay_sockets`, or -1.
