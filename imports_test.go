@@ -5,12 +5,13 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/fstest"
 )
 
 const module = "github.com/caddyrelay/relay"
@@ -54,23 +55,35 @@ var rooms = map[string]room{
 var exact = []string{brokerPkg, module}
 
 func TestImports(t *testing.T) {
+	wrong, err := violations(os.DirFS("."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range wrong {
+		t.Error(w)
+	}
+}
+
+// violations returns what the packages of a module do against the table.
+func violations(files fs.FS) (wrong []string, err error) {
 	found := make(map[string]bool)
-	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(files, ".", func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && file != "." || d.Name() == "node_modules" || file == "tools" || file == "bin") {
-			return filepath.SkipDir
+			return fs.SkipDir
 		}
 		if d.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
 			return nil
 		}
-		dir := path.Dir(filepath.ToSlash(file))
-		if dir == "." {
-			dir = ""
-		}
+		dir := strings.TrimPrefix(path.Dir(file), ".")
 		found[dir] = true
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		text, err := fs.ReadFile(files, file)
+		if err != nil {
+			return err
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, text, parser.ImportsOnly)
 		if err != nil {
 			return err
 		}
@@ -80,19 +93,17 @@ func TestImports(t *testing.T) {
 				return err
 			}
 			if err := check(dir, name); err != nil {
-				t.Errorf("%s: %v", file, err)
+				wrong = append(wrong, file+": "+err.Error())
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for dir := range rooms {
 		if !found[dir] {
-			t.Errorf("the table has %q, which is not there any more", dir)
+			wrong = append(wrong, fmt.Sprintf("the table has %q, which is not there any more", dir))
 		}
 	}
+	return wrong, err
 }
 
 // check says why the package in dir may not import name.
@@ -134,5 +145,32 @@ func TestImportsFindsViolations(t *testing.T) {
 		if err := check(c.dir, c.name); (err == nil) != c.ok {
 			t.Errorf("%s imports %s: %v", c.dir, c.name, err)
 		}
+	}
+}
+
+// So must the walk over the files: here in a module whose every room is in order but two.
+func TestImportsReadsFiles(t *testing.T) {
+	files := fstest.MapFS{
+		"caddyrelay/a_test.go":       {Data: []byte("package caddyrelay\nimport _ " + strconv.Quote(goRedis))},
+		"node_modules/x/x.go":        {Data: []byte("package x\nimport _ \"fmt\"")},
+		"tools/lint/main.go":         {Data: []byte("package main\nimport _ \"fmt\"")},
+		"internal/hub/sub/hidden.go": {Data: []byte("package sub\nimport _ \"fmt\"")},
+		"internal/wire/planted.go":   {Data: []byte("package wire\nimport _ " + strconv.Quote(caddy))},
+	}
+	for dir := range rooms {
+		files[path.Join(dir, "room.go")] = &fstest.MapFile{Data: []byte("package room\nimport _ \"fmt\"")}
+	}
+	delete(files, "l4relay/room.go")
+	wrong, err := violations(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`internal/hub/sub/hidden.go: the package "internal/hub/sub" is not in the table`,
+		"internal/wire/planted.go: imports " + caddy,
+		`the table has "l4relay"`,
+	}
+	if !slices.EqualFunc(wrong, want, strings.HasPrefix) {
+		t.Errorf("found %q, want %q", wrong, want)
 	}
 }

@@ -1,7 +1,8 @@
 // Command caddy is Caddy with caddy-l4 and the relay.
 //
 // Of caddy-l4 it has what a relay's listeners need: TLS, the PROXY protocol, nested routes, and the
-// matchers by address and by SNI. Whoever wants all of it builds with xcaddy.
+// matchers by address and by SNI. The rest (proxies, a SOCKS server, matchers of other protocols) would
+// add dependencies and attack surface for nothing. Whoever wants all of it builds with xcaddy.
 package main
 
 import (
