@@ -33,6 +33,9 @@ type Message struct {
 	// Ref is the business number, such as an order. It may be empty.
 	Ref string
 
+	// Key is what makes its publish idempotent, as its sender gave it. It may be empty.
+	Key string
+
 	// Source names where the message came from: a route, a preset, or "bus".
 	// It may be empty.
 	Source string
