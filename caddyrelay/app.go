@@ -14,8 +14,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
 	"go.uber.org/zap/exp/zapslog"
-
-	"github.com/caddyrelay/relay/broker"
 )
 
 func init() { caddy.RegisterModule(new(App)) }
@@ -55,6 +53,8 @@ type App struct {
 	logger       *zap.Logger
 	pooled       bool // the node's reference is held
 	drained      chan struct{}
+	leaving      context.Context // ends when Caddy begins to exit
+	leave        context.CancelFunc
 }
 
 // CaddyModule returns the Caddy module information.
@@ -86,6 +86,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		number: a.node.nextNumber(), app: a, broker: b, key: brokerKey(a.brokerModule), channels: a.Channels,
 		listens: make(map[string][]caddy.NetworkAddress), started: make(chan struct{}),
 	}
+	if err := a.generation.findStore(); err != nil {
+		return err
+	}
 	if err := registerMetrics(ctx, a.node); err != nil {
 		return err
 	}
@@ -94,7 +97,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 func (a *App) setDefaults() error {
 	if len(a.Channels) == 0 {
-		return errors.New("the relay has no channel: write at least one, such as \"channel pay_mq_channel { delivery at_most_once }\"")
+		return errors.New("the relay has no channel: write at least one, such as \"channel pay_mq_channel\"")
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.Channels)) {
 		if a.Channels[name] == nil {
@@ -185,6 +188,9 @@ func (a *App) Stop() error {
 // Cleanup implements [caddy.CleanerUpper]. It undoes Provision, and Start if Stop did not.
 func (a *App) Cleanup() error {
 	var err error
+	if a.leave != nil {
+		a.leave()
+	}
 	if g := a.generation; g != nil {
 		a.generation = nil
 		a.node.stop(g)
@@ -203,6 +209,7 @@ func (a *App) Cleanup() error {
 // and stopping HTTP may wait for a request as long as that takes: the sockets should
 // not hear of the exit only when that is over.
 func (a *App) watchExit(ctx caddy.Context) error {
+	a.leaving, a.leave = context.WithCancel(context.Background())
 	a.drained = make(chan struct{}, 1)
 	a.drained <- struct{}{}
 	app, err := ctx.App("events")
@@ -230,6 +237,7 @@ func (a *App) drain() {
 		return
 	}
 	defer close(a.drained)
+	a.leave() // requests that wait for a back end's answer hear that their message is stored
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(a.ShutdownGrace))
 	defer cancel()
 	a.node.hub.Drain(ctx, a.spread())
@@ -240,15 +248,6 @@ func (a *App) spread() time.Duration { return time.Duration(a.ReconnectSpread) }
 // Bus returns the bus, for other Caddy modules: get the app with ctx.App("relay") in Provision,
 // and listen there.
 func (a *App) Bus() *Bus { return &Bus{node: a.node, generation: a.generation} }
-
-// publish publishes on a relay channel.
-func (a *App) publish(ctx context.Context, g *generation, m *broker.Message) (broker.Published, error) {
-	p, err := broker.FromMessage(m)
-	if err != nil {
-		return broker.Published{}, err
-	}
-	return a.node.publish(ctx, g, m.Channel, p)
-}
 
 // Interface guards
 var (

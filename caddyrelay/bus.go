@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -63,8 +64,9 @@ func (b *Bus) Once(channel string, fn Listener, onState StateListener) (remove f
 // Publish publishes value on a channel: strings and byte slices as they are, the rest as JSON.
 //
 // Sockets are reached by values of the shape {"id":"01","msg":…} on a relay channel, for
-// example map[string]any{"id": "01", "msg": "hello"}. The error is one of
-// [broker.Broker]'s, or says that the relay has not started or was stopped.
+// example map[string]any{"id": "01", "msg": "hello"}. On an at_least_once channel that is
+// stored, once it returns; other values are an error there. The error is one of
+// [broker.Broker]'s or [broker.Store]'s, or says that the relay has not started or was stopped.
 func (b *Bus) Publish(ctx context.Context, channel string, value any) error {
 	payload, err := encodeValue(value)
 	if err != nil {
@@ -72,7 +74,7 @@ func (b *Bus) Publish(ctx context.Context, channel string, value any) error {
 	}
 	p := broker.FromPayload(payload)
 	if b.generation.channels[channel] != nil {
-		_, err = b.node.publish(ctx, b.generation, channel, p)
+		err = b.node.publishValue(ctx, b.generation, channel, p)
 	} else {
 		_, err = b.node.publishRaw(ctx, channel, p)
 	}
@@ -80,6 +82,28 @@ func (b *Bus) Publish(ctx context.Context, channel string, value any) error {
 		return fmt.Errorf("publishing on %s: %w", channel, err)
 	}
 	return nil
+}
+
+// publishValue publishes or stores what the bus was given for a relay channel.
+func (n *node) publishValue(ctx context.Context, from *generation, channel string, p *broker.Publication) error {
+	g, err := n.ruling(from, channel)
+	if err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrRefused, err)
+	}
+	if !g.keeps(channel) {
+		_, err := n.publish(ctx, from, channel, p)
+		return err
+	}
+	m, err := p.Message()
+	if err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrRefused, err)
+	}
+	if m.ID == broker.Everyone {
+		return fmt.Errorf("%w: channel %s is at_least_once: it has no broadcast", broker.ErrRefused, channel)
+	}
+	m.MID, m.Channel, m.Source, m.Time = broker.NewMessageID(channel, m.ID, ""), channel, "bus", time.Now()
+	_, err = n.append(ctx, from, m, broker.AppendOptions{})
+	return err
 }
 
 // publishRaw publishes on a channel of the broker that is not a relay channel.

@@ -133,9 +133,9 @@ func TestBusHearsMessages(t *testing.T) {
 	a := startApp(t, oneChannel)
 	var h heard
 	on(t, a.Bus(), "pay", h.add, nil)
-	_, err := a.publish(context.Background(), a.generation, &broker.Message{
-		MID: "m1", Channel: "pay", ID: "01", ContentType: "application/json", Body: []byte(`{"amount":1.0}`), Time: time.Now(),
-	})
+	_, err := a.node.accept(context.Background(), a.generation, &broker.Message{
+		Channel: "pay", ID: "01", ContentType: "application/json", Body: []byte(`{"amount":1.0}`), Time: time.Now(),
+	}, broker.AppendOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,10 +25,7 @@ func init() {
 //
 //	relay {
 //		broker <name> { … }
-//		channel <name> {
-//			delivery at_most_once
-//			redis_channel <name>
-//		}
+//		channel <name> { … }
 //		max_sockets      <number>
 //		max_generations  <number>
 //		reconnect_spread <duration>
@@ -104,48 +101,23 @@ func (a *App) unmarshalBroker(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-func (a *App) unmarshalChannel(d *caddyfile.Dispenser) error {
-	var name string
-	if !d.Args(&name) {
-		return d.Errf("channel: one name is expected, such as \"channel pay_mq_channel { … }\"")
-	}
-	if a.Channels[name] != nil {
-		return d.Errf("channel %s is there already: write it once", name)
-	}
-	c := new(Channel)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		var err error
-		switch option := d.Val(); option {
-		case "delivery":
-			err = word(d, &c.Delivery)
-		case "redis_channel":
-			err = word(d, &c.RedisChannel)
-		case "retention", "dedupe", "ack_timeout", "max_attempts", "max_pending", "on_duplicate_id":
-			err = d.Errf("%s belongs to delivery at_least_once, which is not available yet: take it out", option)
-		default:
-			err = unknown(d, "channel", "delivery", "redis_channel")
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := c.check(name); err != nil {
-		return d.WrapErr(err)
-	}
-	a.Channels[name] = c
-	return nil
-}
-
 // UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:
 //
-//	embedded
-func (*EmbeddedBroker) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+//	embedded {
+//		path <file>
+//	}
+func (b *EmbeddedBroker) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the broker's name
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	if d.NextBlock(d.Nesting()) {
-		return d.Errf("broker embedded has no option %q: it has none at all", d.Val())
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if d.Val() != "path" {
+			return unknown(d, "broker embedded", "path")
+		}
+		if err := word(d, &b.Path); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -219,6 +191,15 @@ func size(d *caddyfile.Dispenser, option, text string) (int, error) {
 		return 0, d.Errf("%s: %q is not a size from 1 byte to 1GiB, such as 64KiB", option, text)
 	}
 	return int(n), nil
+}
+
+// largeSize is size for stores.
+func largeSize(d *caddyfile.Dispenser, option, text string) (int64, error) {
+	n, err := humanize.ParseBytes(text)
+	if err != nil || n < 1 || n > 1<<50 {
+		return 0, d.Errf("%s: %q is not a size from 1 byte to 1PiB, such as 64MiB", option, text)
+	}
+	return int64(n), nil
 }
 
 // sizeOption parses "<option> <size>".

@@ -40,6 +40,15 @@ func parsePublish(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		timeout      <duration>
 //		respond      <body> [<status>]
 //		pass_through
+//		ref             <selector>
+//		header          <name> [<name> …]
+//		idempotency_key <selector> | off
+//		dedupe_compare  body | none | <selector> [<selector> …]
+//		expires         <selector>
+//		wait            <duration>
+//		max_wait        <duration>
+//		wait_body       reply
+//		status_path     <path>
 //	}
 func (h *Publish) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
@@ -56,7 +65,7 @@ func (h *Publish) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (h *Publish) unmarshalOption(d *caddyfile.Dispenser) error {
-	switch option := d.Val(); option {
+	switch d.Val() {
 	case "id":
 		return word(d, &h.ID)
 	case "token":
@@ -79,7 +88,48 @@ func (h *Publish) unmarshalOption(d *caddyfile.Dispenser) error {
 	case "respond":
 		return h.unmarshalRespond(d)
 	default:
-		return unknown(d, "relay_publish", "id", "max_body", "open", "pass_through", "respond", "timeout", "token")
+		return h.unmarshalStored(d)
+	}
+	return nil
+}
+
+// unmarshalStored parses what has to do with storing.
+func (h *Publish) unmarshalStored(d *caddyfile.Dispenser) error {
+	switch option := d.Val(); option {
+	case "ref":
+		return word(d, &h.Ref)
+	case "header":
+		args := d.RemainingArgs()
+		if len(args) == 0 {
+			return d.Err("header: names of request headers are expected, such as \"header X-Signature X-Timestamp\"")
+		}
+		h.Headers = append(h.Headers, args...)
+	case "idempotency_key":
+		return word(d, &h.IdempotencyKey)
+	case "dedupe_compare":
+		if h.DedupeCompare = d.RemainingArgs(); len(h.DedupeCompare) == 0 {
+			return d.Err("dedupe_compare: write body, none, or selectors such as /amount")
+		}
+	case "expires":
+		return word(d, &h.Expires)
+	case "wait":
+		return duration(d, &h.Wait)
+	case "max_wait":
+		return duration(d, &h.MaxWait)
+	case "wait_body":
+		var text string
+		if err := word(d, &text); err != nil {
+			return err
+		}
+		if text != "reply" {
+			return d.Errf("wait_body: %q is not known: write \"wait_body reply\"", text)
+		}
+		h.WaitBodyReply = true
+	case "status_path":
+		return word(d, &h.StatusPath)
+	default:
+		return unknown(d, "relay_publish", "dedupe_compare", "expires", "header", "id", "idempotency_key", "max_body", "max_wait",
+			"open", "pass_through", "ref", "respond", "status_path", "timeout", "token", "wait", "wait_body")
 	}
 	return nil
 }

@@ -22,6 +22,9 @@ import (
 //		max_frame     <size>
 //		max_message   <size>
 //		queue         <messages> [<size>]
+//		ack           none | line | match <regexp>
+//		ignore        <regexp>
+//		window        <number>
 //	}
 func (s *Sockets) UnmarshalCaddyfileWith(d *caddyfile.Dispenser, further map[string]*caddy.Duration) error {
 	d.Next() // the handler's name
@@ -45,7 +48,7 @@ func (s *Sockets) UnmarshalCaddyfileWith(d *caddyfile.Dispenser, further map[str
 }
 
 func (s *Sockets) unmarshalOption(d *caddyfile.Dispenser, further []string) error {
-	switch option := d.Val(); option {
+	switch d.Val() {
 	case "framing":
 		return s.unmarshalFraming(d)
 	case "protocol":
@@ -64,11 +67,15 @@ func (s *Sockets) unmarshalOption(d *caddyfile.Dispenser, further []string) erro
 		return sizeOption(d, &s.MaxMessage)
 	case "queue":
 		return s.unmarshalQueue(d)
-	case "ack", "window":
-		return d.Errf("%s belongs to delivery at_least_once, which is not available yet: take it out", option)
+	case "ack":
+		return s.unmarshalAck(d)
+	case "ignore":
+		return word(d, &s.Ignore)
+	case "window":
+		return number(d, &s.Window)
 	}
-	known := append(further, "auth", "framing", "heartbeat", "hello_timeout", "max_frame", "max_message",
-		"protocol", "queue", "write_timeout")
+	known := append(further, "ack", "auth", "framing", "heartbeat", "hello_timeout", "ignore", "max_frame", "max_message",
+		"protocol", "queue", "window", "write_timeout")
 	slices.Sort(known)
 	return unknown(d, "relay", known...)
 }
@@ -116,4 +123,20 @@ func (s *Sockets) unmarshalQueue(d *caddyfile.Dispenser) error {
 		s.QueueBytes, err = size(d, "queue", args[1])
 	}
 	return err
+}
+
+func (s *Sockets) unmarshalAck(d *caddyfile.Dispenser) error {
+	if s.Ack != "" {
+		return d.Err("ack is there already: write it once")
+	}
+	args := d.RemainingArgs()
+	switch {
+	case len(args) == 1 && args[0] != "match":
+		s.Ack = args[0]
+	case len(args) == 2 && args[0] == "match":
+		s.Ack, s.AckMatch = args[0], args[1]
+	default:
+		return d.Err("ack: write \"ack none\", \"ack line\", or \"ack match\" and a regular expression")
+	}
+	return nil
 }

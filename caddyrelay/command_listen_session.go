@@ -159,6 +159,10 @@ func (s *listening) take(frame []byte) (done bool, err error) {
 	case wire.OpMessage:
 		return s.message(frame, m.MID, m.Enc, m.Body)
 	case wire.OpError:
+		if !s.welcomed.IsZero() { // such as an acknowledgement that came too late; the session goes on
+			tell(s.status, "the relay says: %s %s", oneLine(string(m.Code)), oneLine(m.Reason))
+			return false, nil
+		}
 		return false, s.refused(string(m.Code), m.Reason, m.Temporary, "")
 	case wire.OpGoodbye:
 		return false, s.goodbye(oneLine(strings.Trim(string(m.Code), `"`)), m.Reconnect, m.AfterMS)

@@ -17,11 +17,14 @@ type counts struct {
 
 // channelCounts is the part of one channel.
 type channelCounts struct {
-	published atomic.Uint64
-	invalid   atomic.Uint64 // publications that were not for sockets
-	refused   [refusals]atomic.Uint64
-	skips     throttle
-	drops     throttle
+	published  atomic.Uint64
+	duplicates atomic.Uint64
+	invalid    atomic.Uint64 // publications that were not for sockets
+	refused    [refusals]atomic.Uint64
+	skips      throttle
+	drops      throttle
+
+	storeErrors throttle
 }
 
 func (c *counts) channel(name string) *channelCounts {

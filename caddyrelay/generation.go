@@ -17,6 +17,7 @@ type generation struct {
 	broker   broker.Broker
 	key      string              // of the broker in its pool
 	channels map[string]*Channel // by name
+	store    broker.Store        // the broker, if any channel is at_least_once; else nil
 
 	// Filled while other modules of the same configuration are provisioned, which
 	// Caddy does one after the other and before Start.

@@ -26,11 +26,21 @@ const (
 	bodyEmpty
 	badJSON
 	notUTF8
+	badSelector
+	badDeadline
+	deadlinePassed
+	broadcastNotStored
+	conflict
+	mailboxFull
+	channelFull
+	deadLettersFull
+	recordsFull
 	badID
 	unknownChannel
 	notRunning
 	brokerUnavailable
 	unconfirmed
+	unproven
 	internalError
 	refusals // the number of refusals
 )
@@ -48,11 +58,21 @@ var refusalTable = [refusals]struct {
 	bodyEmpty:            {"body_empty", http.StatusBadRequest},
 	badJSON:              {"bad_json", http.StatusBadRequest},
 	notUTF8:              {"not_utf8", http.StatusUnsupportedMediaType},
+	badSelector:          {"bad_value", http.StatusBadRequest},
+	badDeadline:          {"bad_deadline", http.StatusBadRequest},
+	deadlinePassed:       {"deadline_passed", http.StatusUnprocessableEntity},
+	broadcastNotStored:   {"broadcast_not_stored", http.StatusUnprocessableEntity},
+	conflict:             {"idempotency_conflict", http.StatusConflict},
+	mailboxFull:          {"mailbox_full", http.StatusTooManyRequests},
+	channelFull:          {"channel_full", http.StatusTooManyRequests},
+	deadLettersFull:      {"dead_letters_full", http.StatusTooManyRequests},
+	recordsFull:          {"records_full", http.StatusServiceUnavailable},
 	badID:                {"bad_id", http.StatusBadRequest},
 	unknownChannel:       {"unknown_channel", http.StatusNotFound},
 	notRunning:           {"not_running", http.StatusServiceUnavailable},
 	brokerUnavailable:    {"broker_unavailable", http.StatusServiceUnavailable},
 	unconfirmed:          {"unconfirmed", http.StatusServiceUnavailable},
+	unproven:             {"stored_unconfirmed", http.StatusServiceUnavailable},
 	internalError:        {"internal", http.StatusInternalServerError},
 }
 
@@ -63,6 +83,23 @@ type refused struct {
 	refusal refusal
 	text    string // for the publisher; says what to do
 	err     error  // for the log; may be nil
+
+	// For messages of at_least_once channels: their MID, if they are stored, and whether sending them
+	// again cannot make two of them.
+	stored    bool
+	mid       string
+	retrySafe bool
+}
+
+// about adds which message of an at_least_once channel it was, and whether it had a key.
+func (e *refused) about(mid string, keyed bool) *refused {
+	e.stored, e.mid, e.retrySafe = true, mid, keyed
+	return e
+}
+
+// maybeStored reports whether the message may be stored all the same.
+func (e *refused) maybeStored() bool {
+	return e.stored && (e.refusal == unconfirmed || e.refusal == unproven)
 }
 
 func (e *refused) Error() string {
@@ -78,9 +115,29 @@ func refuse(r refusal, err error, format string, args ...any) *refused {
 	return &refused{refusal: r, err: err, text: fmt.Sprintf(format, args...)}
 }
 
+// fullErrors are the errors of a store that have a refusal of their own.
+var fullErrors = []struct {
+	err     error
+	refusal refusal
+	text    string
+}{
+	{broker.ErrConflict, conflict, "the idempotency key was used for another message to this destination: use a new key for a new message"},
+	{broker.ErrMailboxFull, mailboxFull, "too much waits for this destination already; nothing was stored: try again when it is being collected"},
+	{broker.ErrChannelFull, channelFull, "too much waits on this channel already; nothing was stored: try again later"},
+	{broker.ErrDeadLettersFull, deadLettersFull, "the channel has as many dead letters as it may; nothing was stored: its operator has to look at them"},
+	{broker.ErrRecordsFull, recordsFull, "the channel knows as many messages as it may; nothing was stored: try again later"},
+	{broker.ErrExpired, deadlinePassed, "the message's deadline has passed; nothing was stored"},
+	{broker.ErrUnproven, unproven, "the message is stored and will be delivered, but the durability that the channel demands could not be proven in time"},
+}
+
 // publishError turns what publishing returned into what the publisher is told. The broker's own words
 // stay in the log: they name hosts that are no business of the publisher's.
 func publishError(channel string, err error) *refused {
+	for _, f := range fullErrors {
+		if errors.Is(err, f.err) {
+			return refuse(f.refusal, err, "%s", f.text)
+		}
+	}
 	switch {
 	case errors.Is(err, errUnknownChannel):
 		return refuse(unknownChannel, err, "the channel %s was removed from the configuration", channel)
@@ -89,8 +146,8 @@ func publishError(channel string, err error) *refused {
 	case errors.Is(err, broker.ErrRefused):
 		return refuse(brokerUnavailable, err, "the broker cannot be reached; nothing was published: try again")
 	case errors.Is(err, broker.ErrUnavailable):
-		return refuse(unconfirmed, err, "the broker did not answer; the message may have been published: "+
-			"if you try again it may arrive twice")
+		return refuse(unconfirmed, err, "the broker did not answer; the message may have been taken: if you try again "+
+			"without an idempotency key it may arrive twice")
 	}
 	return refuse(internalError, err, "publishing failed; the relay's log says why")
 }
@@ -126,10 +183,17 @@ func (h *Publish) refuseRequest(w http.ResponseWriter, r *http.Request, e *refus
 		repl.Set("http.relay.message", e.text)
 		return caddyhttp.Error(status, e)
 	}
-	return writeJSON(w, status, struct {
-		Error   string `json:"error"`
-		Message string `json:"message"`
-	}{e.refusal.String(), e.text})
+	answer := struct {
+		Error       string `json:"error"`
+		Message     string `json:"message"`
+		MID         string `json:"mid,omitempty"`
+		Unconfirmed bool   `json:"stored_unconfirmed,omitempty"`
+		RetrySafe   *bool  `json:"retry_safe,omitempty"`
+	}{Error: e.refusal.String(), Message: e.text}
+	if e.maybeStored() {
+		answer.MID, answer.Unconfirmed, answer.RetrySafe = e.mid, true, &e.retrySafe
+	}
+	return writeJSON(w, status, answer)
 }
 
 // hasErrorRoutes reports whether the server has routes for errors.

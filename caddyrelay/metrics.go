@@ -1,13 +1,17 @@
 package caddyrelay
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddyrelay/relay/broker"
 	"github.com/caddyrelay/relay/broker/redisbroker"
+	"github.com/caddyrelay/relay/internal/hub"
 )
 
 // registerMetrics registers the node's counts in the registry of ctx's configuration. Caddy makes a
@@ -41,6 +45,20 @@ var (
 	descRoundTrip = desc("broker_probe_seconds", "How long the last probe took through the broker and back; 0 if there is none.")
 	descMissed    = desc("listener_dropped_total", "Publications that a slow listener on the bus missed.")
 	descPanics    = desc("listener_panics_total", "Panics of listeners on the bus.")
+
+	// Of at_least_once channels.
+	descDuplicates = desc("duplicates_total", "Publishes that had the idempotency key of an earlier one, and were answered like it.", "channel")
+	descFinished   = desc("finished_total", "Messages that this node finished, by state and, for dead letters, reason.", "channel", "state", "reason")
+	descNacks      = desc("nacks_total", "Messages that a client asked to have again, or gave up.", "channel")
+	descTimeouts   = desc("ack_timeouts_total", "Messages that a live socket did not answer in time.", "channel")
+	descBadAcks    = desc("bad_acks_total", "Answers of sockets to messages that were not in flight there.", "channel")
+	descReady      = desc("store_ready", "1 while the store takes messages at the durability that the channels demand.")
+	descPending    = desc("pending", "Unfinished messages in the store.", "channel")
+	descBytes      = desc("pending_bytes", "Bytes of the bodies of unfinished messages.", "channel")
+	descMailboxes  = desc("mailboxes", "Destinations that have unfinished messages.", "channel")
+	descRecords    = desc("records", "Messages that the store knows, finished or not.", "channel")
+	descDead       = desc("dead_letters", "Dead letters in the store.", "channel")
+	descOldest     = desc("oldest_pending_seconds", "How long the oldest unfinished message has been waiting, roughly.", "channel")
 )
 
 // Describe implements [prometheus.Collector].
@@ -48,54 +66,114 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPublished, descRefused, descInvalid, descPushed, descDropped, descSessions, descSockets, descEnded,
 		descProven, descLost, descRoundTrip, descMissed, descPanics,
+		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descReady, descPending, descBytes,
+		descMailboxes, descRecords, descDead, descOldest,
 	} {
 		out <- d
 	}
 }
 
+// sender sends metrics on their way.
+type sender chan<- prometheus.Metric
+
+func (s sender) counter(d *prometheus.Desc, v uint64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+func (s sender) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // Collect implements [prometheus.Collector].
 func (c *collector) Collect(out chan<- prometheus.Metric) {
-	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-	}
-	gauge := func(d *prometheus.Desc, v int, labels ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
-	}
+	s := sender(out)
 	var names []string
 	var redis redisbroker.Stats
 	if g := c.node.active.Load(); g != nil {
 		if b, ok := g.broker.(*redisbroker.Broker); ok {
 			redis = b.Stats()
 		}
-		for name, f := range g.routes {
+		for name := range g.channels {
 			names = append(names, name)
-			proven := 0
-			if f.err() == nil {
-				proven = 1
-			}
-			gauge(descProven, proven, name)
+		}
+		for name, f := range g.routes {
+			s.gauge(descProven, boolean(f.err() == nil), name)
+		}
+		if g.store != nil {
+			s.store(g)
 		}
 	}
-	counter(descLost, redis.Lost)
-	out <- prometheus.MustNewConstMetric(descRoundTrip, prometheus.GaugeValue, redis.RoundTrip.Seconds())
-	st := c.node.hub.Stats(names...)
-	gauge(descSockets, st.Sockets)
+	s.counter(descLost, redis.Lost)
+	s.gauge(descRoundTrip, redis.RoundTrip.Seconds())
+	s.hub(c.node.hub.Stats(names...))
+	for _, name := range names {
+		cc := c.node.counts.channel(name)
+		s.counter(descPublished, cc.published.Load(), name)
+		s.counter(descDuplicates, cc.duplicates.Load(), name)
+		s.counter(descInvalid, cc.invalid.Load(), name)
+		for r := range refusals {
+			s.counter(descRefused, cc.refused[r].Load(), name, r.String())
+		}
+	}
+	s.counter(descMissed, c.node.counts.listenerDropped.Load())
+	s.counter(descPanics, c.node.counts.listenerPanics.Load())
+}
+
+func (s sender) hub(st hub.Stats) {
+	s.gauge(descSockets, float64(st.Sockets))
 	for reason, v := range st.Ended {
-		counter(descEnded, v, reason.String())
+		s.counter(descEnded, v, reason.String())
 	}
 	for name, ch := range st.Channels {
-		gauge(descSessions, ch.Sessions, name)
-		counter(descPushed, ch.Pushed, name)
+		s.gauge(descSessions, float64(ch.Sessions), name)
+		s.counter(descPushed, ch.Pushed, name)
 		for reason, v := range ch.Dropped {
-			counter(descDropped, v, name, reason.String())
+			s.counter(descDropped, v, name, reason.String())
 		}
-		cc := c.node.counts.channel(name)
-		counter(descPublished, cc.published.Load(), name)
-		counter(descInvalid, cc.invalid.Load(), name)
-		for r := range refusals {
-			counter(descRefused, cc.refused[r].Load(), name, r.String())
+		s.counter(descNacks, ch.Nacks, name)
+		s.counter(descTimeouts, ch.Timeouts, name)
+		s.counter(descBadAcks, ch.BadAcks, name)
+	}
+}
+
+// store asks the store what it holds. A store that cannot be asked leaves its gauges out: a zero would look
+// like good news.
+func (s sender) store(g *generation) {
+	s.gauge(descReady, boolean(g.store.Ready() == nil))
+	for e, v := range g.store.Endings() {
+		s.counter(descFinished, v, e.Channel, string(e.State), string(e.Reason))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	usage, err := g.store.Usage(ctx)
+	if err != nil {
+		return
+	}
+	for name := range g.channels {
+		if _, there := usage[name]; !there && g.keeps(name) {
+			usage[name] = broker.Usage{}
 		}
 	}
-	counter(descMissed, c.node.counts.listenerDropped.Load())
-	counter(descPanics, c.node.counts.listenerPanics.Load())
+	for name, u := range usage {
+		s.gauge(descPending, float64(u.Pending), name)
+		s.gauge(descBytes, float64(u.Bytes), name)
+		s.gauge(descMailboxes, float64(u.Mailboxes), name)
+		s.gauge(descRecords, float64(u.Records), name)
+		s.gauge(descDead, float64(u.Dead), name)
+		age := 0.0
+		if !u.Oldest.IsZero() {
+			age = max(0, g.store.Now().Sub(u.Oldest).Seconds())
+		}
+		s.gauge(descOldest, age, name)
+	}
 }
+
+// scrapeTimeout bounds what a store may take of a scrape.
+const scrapeTimeout = 2 * time.Second

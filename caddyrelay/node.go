@@ -49,12 +49,16 @@ type node struct {
 // errUnknownChannel says that the running configuration has no such channel.
 var errUnknownChannel = errors.New("unknown channel")
 
+// errStored says that a channel became at_least_once.
+var errStored = errors.New("the channel is at_least_once now")
+
 // errNotRunning says that no configuration with a relay is running.
 var errNotRunning = errors.New("the relay is not running")
 
 // newNode is a constructor for the pool.
 func newNode() (caddy.Destructor, error) {
 	n := &node{hub: hub.New(), feeds: make(map[feedKey]*feed)}
+	n.hub.OnStoreError = n.storeFailed
 	n.logger.Store(zap.NewNop())
 	return n, nil
 }
@@ -97,6 +101,9 @@ func (n *node) nextNumber() uint64 {
 
 // start makes g the generation that rules. Feeds that the one before has too are shared.
 func (n *node) start(g *generation) error {
+	if err := n.openStore(g); err != nil {
+		return err
+	}
 	n.mu.Lock()
 	fresh, err := n.acquireAllLocked(g)
 	before := n.active.Load()
@@ -141,6 +148,9 @@ func (n *node) acquireAllLocked(g *generation) (fresh []*feed, err error) {
 		return f, nil
 	}
 	for name, c := range g.channels {
+		if c.stores() {
+			continue
+		}
 		if g.routes[name], err = acquire(c.topic(name)); err != nil {
 			return nil, fmt.Errorf("channel %s: %w", name, err)
 		}
@@ -183,7 +193,9 @@ func (n *node) rule() {
 	g.app.brokerModule.Apply(g.broker)
 	n.hub.SetMaxSockets(g.app.MaxSockets)
 	n.logger.Store(g.app.logger)
+	n.applyStore(g)
 	n.active.Store(g)
+	n.hub.Reattach()
 }
 
 // stop takes g back. The sockets that the generation which rules now does not serve get a goodbye.
@@ -209,7 +221,8 @@ func (n *node) stop(g *generation) {
 // kept too old a configuration in memory.
 func (n *node) dismissUnserved(g *generation) {
 	n.hub.Dismiss(hub.ChannelRemoved, g.app.spread(), func(s *hub.Session) bool {
-		return g.channels[s.Endpoint().Channel] == nil
+		c := g.channels[s.Endpoint().Channel]
+		return c == nil || c.stores() != s.Stored()
 	})
 	n.hub.Dismiss(hub.ListenerRemoved, g.app.spread(), func(s *hub.Session) bool {
 		return g.channels[s.Endpoint().Channel] != nil && !g.serves(s.Endpoint().Channel, s.LocalAddr())
@@ -250,6 +263,9 @@ func (n *node) publish(ctx context.Context, from *generation, channel string, p 
 			return broker.Published{}, fmt.Errorf("%w: %w", broker.ErrRefused, err)
 		}
 		f := g.routes[channel]
+		if f == nil { // it is stored
+			return broker.Published{}, fmt.Errorf("%w: channel %s: %w", broker.ErrRefused, channel, errStored)
+		}
 		// Unless this node hears the channel itself, it cannot know that anybody does.
 		err = f.err()
 		if err != nil && !errors.Is(err, broker.ErrClosed) {

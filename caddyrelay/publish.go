@@ -4,18 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"reflect"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-
-	"github.com/caddyrelay/relay/broker"
 )
 
 func init() { caddy.RegisterModule(new(Publish)) }
@@ -23,14 +20,25 @@ func init() { caddy.RegisterModule(new(Publish)) }
 // Publish is an HTTP handler that publishes the body of a POST request to a destination of one
 // of the relay's channels.
 //
-// The answer is 202 with a JSON object once the broker has taken the message:
+// On an at_least_once channel the answer is 202 once the message is stored:
+//
+//	{"mid":"…","channel":"…","id":"…","state":"stored","durability":"fsync"}
+//
+// or, if the request or the configuration asked to wait for the back end, 200 with its answer:
+//
+//	{"mid":"…",…,"state":"acked","reply":…}
+//
+// On an at_most_once channel it is 202 once the broker has taken the message:
 //
 //	{"mid":"…","channel":"…","id":"…","state":"published","redis_receivers":1}
 //
 // redis_receivers counts the Redis subscribers (nodes and other programs, not sockets) that the
 // server passed it to; it is absent on the embedded broker. A refusal is a JSON object
-// {"error":"…","message":"…"}, unless the site has handle_errors. From 503 on,
+// {"error":"…","message":"…"}, unless the site has handle_errors. With 429 and 503,
 // Retry-After says when to try again.
+//
+// Where a field is called a selector, it is text with placeholders, such as
+// {http.request.header.X-Order}, or a JSON pointer into the body, such as /order/number.
 type Publish struct {
 	// The channel to publish on. It must be one of the app's channels.
 	Channel string `json:"channel,omitempty"`
@@ -54,12 +62,21 @@ type Publish struct {
 	// How long the broker may take. Default 5s.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// The answer to a published message, instead of the JSON object.
+	// The answer to a message that was taken, instead of the JSON object.
 	Respond *Respond `json:"respond,omitempty"`
 
 	// Instead of answering, go on to the next handler, with {http.relay.mid} and
 	// {http.relay.state} set. Refusals are still answered here.
 	PassThrough bool `json:"pass_through,omitempty"`
+
+	// The business number, such as an order, by which relay_status finds the message and which
+	// the back end gets as "ref": a selector.
+	Ref string `json:"ref,omitempty"`
+
+	// Names of request headers that travel with the message.
+	Headers []string `json:"headers,omitempty"`
+
+	Stored
 
 	begin      caddyfile.Token // where the Caddyfile has the directive; for errors
 	app        *App
@@ -67,6 +84,38 @@ type Publish struct {
 	counts     *channelCounts
 	tokens     tokens
 	logger     *zap.Logger
+}
+
+// Stored is what of [Publish] applies to at_least_once channels only.
+type Stored struct {
+	// What makes a publish idempotent: a selector, or "off". A message with the key of an earlier
+	// one for the same destination is not stored again; the answer is that of the first, with
+	// "duplicate":true. Default {http.request.header.Idempotency-Key}. An empty key is none.
+	IdempotencyKey string `json:"idempotency_key,omitempty"`
+
+	// What must be equal for a message with a known key to be a duplicate; otherwise the answer is 409.
+	// "body", "none", or selectors. Default body for the header Idempotency-Key and none
+	// for other keys: senders that try again often change something, such as a time.
+	DedupeCompare []string `json:"dedupe_compare,omitempty"`
+
+	// The message's deadline: a selector whose value is a duration (90s), seconds (90), or a time (RFC
+	// 3339, an HTTP date, or Unix seconds or milliseconds). It is not pushed after that. Default
+	// {http.request.header.Relay-Expires}. An empty value is no deadline.
+	Expires string `json:"expires,omitempty"`
+
+	// How long to wait for the back end's answer when the request does not say, by "Prefer:
+	// wait=5". Default: not at all.
+	Wait caddy.Duration `json:"wait,omitempty"`
+
+	// The longest time that a request may ask to wait. Default 30s.
+	MaxWait caddy.Duration `json:"max_wait,omitempty"`
+
+	// Answer with the back end's reply alone, as JSON, if there is one.
+	WaitBodyReply bool `json:"wait_body_reply,omitempty"`
+
+	// Where relay_status answers: the path that the MID is appended to, for the header Location of
+	// a 202, such as /status/.
+	StatusPath string `json:"status_path,omitempty"`
 }
 
 // Respond is an answer in the sender's own words.
@@ -97,6 +146,9 @@ func (h *Publish) Provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
+	if err := h.checkStored(h.app.Channels[h.Channel].stores()); err != nil {
+		return err
+	}
 	h.setDefaults()
 	values, err := secrets("token", h.Tokens)
 	if err != nil {
@@ -124,6 +176,14 @@ func (h *Publish) check() error {
 		return fail("respond and pass_through contradict each other: write one of them")
 	case h.MaxBody < 0 || h.Timeout < 0:
 		return fail("max_body and timeout must be positive, or left out for the default")
+	case h.Respond != nil && (h.Wait != 0 || h.WaitBodyReply):
+		return fail("respond and wait contradict each other: respond is sent as soon as the message is stored; write one of them")
+	case h.Wait < 0 || h.MaxWait < 0:
+		return fail("wait and max_wait must be positive, or left out for the default")
+	case h.MaxWait != 0 && h.Wait > h.MaxWait:
+		return fail("wait %s is longer than max_wait %s", time.Duration(h.Wait), time.Duration(h.MaxWait))
+	case h.StatusPath != "" && !strings.HasPrefix(h.StatusPath, "/"):
+		return fail("status_path %q must begin with a slash", h.StatusPath)
 	case h.Respond != nil && h.Respond.Status != 0 && (h.Respond.Status < 200 || h.Respond.Status > 599):
 		return fail("respond: %d is not a status from 200 to 599", h.Respond.Status)
 	}
@@ -142,62 +202,63 @@ func (h *Publish) setDefaults() {
 	if h.Timeout == 0 {
 		h.Timeout = caddy.Duration(5 * time.Second)
 	}
+	if h.MaxWait == 0 {
+		h.MaxWait = max(h.Wait, caddy.Duration(30*time.Second))
+	}
+	if len(h.DedupeCompare) == 0 {
+		h.DedupeCompare = []string{"none"}
+		if h.IdempotencyKey == "" {
+			h.DedupeCompare = []string{"body"}
+		}
+	}
+	if h.IdempotencyKey == "" {
+		h.IdempotencyKey = "{http.request.header.Idempotency-Key}"
+	}
+	if h.Expires == "" {
+		h.Expires = "{http.request.header.Relay-Expires}"
+	}
+}
+
+// checkStored says so if what belongs to at_least_once is configured for a channel that does not store.
+func (h *Publish) checkStored(stored bool) error {
+	if stored || reflect.ValueOf(h.Stored).IsZero() {
+		return nil
+	}
+	return fmt.Errorf("relay_publish %s: idempotency_key, dedupe_compare, expires, wait, max_wait, wait_body and status_path "+
+		"belong to at_least_once channels: take them out, or write \"delivery at_least_once\" in channel %s", h.Channel, h.Channel)
 }
 
 // ServeHTTP implements [caddyhttp.MiddlewareHandler].
 func (h *Publish) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	m, err := h.message(w, r)
+	m, o, err := h.message(w, r)
 	if err != nil {
 		return h.answerError(w, r, err)
 	}
+	wait := h.waitFor(r)
+	o.Wait = wait > 0
 	// What was accepted is not to be lost because the sender hung up.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Duration(h.Timeout))
 	defer cancel()
-	out, err := h.app.publish(ctx, h.generation, m)
+	out, err := h.app.node.accept(ctx, h.generation, m, o)
 	if err != nil {
-		return h.refuseRequest(w, r, publishError(h.Channel, err))
+		e := publishError(h.Channel, err)
+		if out.store != nil {
+			e.about(out.MID, o.Key != "")
+		}
+		return h.refuseRequest(w, r, e)
 	}
 	h.counts.published.Add(1)
+	if out.Duplicate {
+		h.counts.duplicates.Add(1)
+	}
 	if c := h.logger.Check(zap.DebugLevel, "published"); c != nil {
-		c.Write(zap.String("mid", m.MID), zap.String("channel", m.Channel), zap.String("id", m.ID),
-			zap.Int("bytes", len(m.Body)), zap.Int("receivers", out.Receivers))
+		c.Write(zap.String("mid", out.MID), zap.String("channel", m.Channel), zap.String("id", m.ID),
+			zap.Int("bytes", len(m.Body)), zap.String("state", string(out.State)), zap.Bool("duplicate", out.Duplicate))
 	}
-
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	repl.Set("http.relay.mid", m.MID)
-	repl.Set("http.relay.state", "published")
-	switch {
-	case h.PassThrough:
-		return next.ServeHTTP(w, r)
-	case h.Respond != nil:
-		if w.Header().Get("Content-Type") == "" {
-			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		}
-		w.WriteHeader(positiveOr(h.Respond.Status, http.StatusOK))
-		_, _ = io.WriteString(w, h.Respond.Body) // the client may be gone; the message is not
-		return nil
+	if wait > 0 && out.store != nil {
+		h.await(r, &out, wait)
 	}
-	answer := published{MID: m.MID, Channel: m.Channel, ID: m.ID, State: "published"}
-	if out.Receivers >= 0 {
-		answer.RedisReceivers = &out.Receivers
-	}
-	return writeJSON(w, http.StatusAccepted, answer)
-}
-
-// published is the answer to a message that was taken.
-type published struct {
-	MID            string `json:"mid"`
-	Channel        string `json:"channel"`
-	ID             string `json:"id"`
-	State          string `json:"state"`
-	RedisReceivers *int   `json:"redis_receivers,omitempty"`
-}
-
-func positiveOr(v, otherwise int) int {
-	if v > 0 {
-		return v
-	}
-	return otherwise
+	return h.answer(w, r, next, out)
 }
 
 // answerError answers for a request that is no message. Errors that are not the relay's own belong
@@ -208,91 +269,6 @@ func (h *Publish) answerError(w http.ResponseWriter, r *http.Request, err error)
 		return h.refuseRequest(w, r, e)
 	}
 	return err
-}
-
-// message makes the message of a request. The cheap questions come first: a stranger's body is not read.
-func (h *Publish) message(w http.ResponseWriter, r *http.Request) (*broker.Message, error) {
-	if r.Method != http.MethodPost {
-		return nil, refuse(methodNotAllowed, nil, "publish with POST, not %s", shortMethod(r.Method))
-	}
-	if !h.Open {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		if !h.tokens.accept(strings.TrimSpace(token)) || !strings.EqualFold(scheme, "Bearer") {
-			return nil, refuse(unauthorized, nil, "send a valid token as \"Authorization: Bearer TOKEN\"")
-		}
-	}
-	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		return nil, refuse(encodingNotSupported, nil, "send the body without Content-Encoding")
-	}
-	body, err := h.readBody(w, r)
-	if err != nil {
-		return nil, err
-	}
-	id, err := h.destination(r)
-	if err != nil {
-		return nil, err
-	}
-	m := &broker.Message{
-		MID: broker.NewMID(), Channel: h.Channel, ID: id,
-		ContentType: r.Header.Get("Content-Type"), Body: body, Time: time.Now(),
-	}
-	if err := m.CheckBody(); err != nil {
-		if !utf8.Valid(body) {
-			return nil, refuse(notUTF8, err, "the body is not UTF-8; an at_most_once channel carries text only")
-		}
-		return nil, refuse(badJSON, err, "the body is not valid JSON, which its content type says it is")
-	}
-	return m, nil
-}
-
-// shortMethod keeps what a client sent from filling an answer.
-func shortMethod(method string) string {
-	if len(method) > 16 {
-		return method[:16] + "…"
-	}
-	return method
-}
-
-// readBody reads the whole body, within the limit, and leaves it readable for those who come after.
-func (h *Publish) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	if r.ContentLength > h.MaxBody {
-		return nil, refuse(bodyTooLarge, nil, "the body has %d bytes; at most %d are allowed", r.ContentLength, h.MaxBody)
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.MaxBody))
-	var tooLarge *http.MaxBytesError
-	var handlerError caddyhttp.HandlerError
-	switch {
-	case err == nil:
-	case errors.As(err, &handlerError): // another handler's limit, such as request_body
-		return nil, err
-	case errors.As(err, &tooLarge):
-		return nil, refuse(bodyTooLarge, nil, "the body is larger than %d bytes, the most that is allowed", h.MaxBody)
-	default:
-		return nil, refuse(bodyIncomplete, err, "the body ended early; nothing was published: send it again")
-	}
-	if len(body) == 0 {
-		return nil, refuse(bodyEmpty, nil, "the body is empty; there is nothing to publish")
-	}
-	r.Body = io.NopCloser(strings.NewReader(string(body)))
-	return body, nil
-}
-
-// destination evaluates the ID.
-func (h *Publish) destination(r *http.Request) (string, error) {
-	// Placeholders see the decoded path, where the ID "a/b" is a segment "a" and one more: the
-	// message would go to somebody else.
-	if strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") && strings.Contains(h.ID, "uri.path") {
-		return "", refuse(badID, nil, "the path has an encoded slash, which an ID from the path cannot have")
-	}
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	id := repl.ReplaceAll(h.ID, "")
-	if id == broker.Everyone {
-		return id, nil
-	}
-	if err := broker.CheckID(id); err != nil {
-		return "", refuse(badID, err, "%s", err.Error())
-	}
-	return id, nil
 }
 
 // Interface guards

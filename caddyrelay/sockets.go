@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -70,6 +71,29 @@ type Sockets struct {
 
 	// How many bytes may wait to be written to one socket. Default 4194304.
 	QueueBytes int `json:"queue_bytes,omitempty"`
+
+	// On an at_least_once channel, how peers that speak plain acknowledge. It must be there unless
+	// protocol is json: what is not acknowledged is pushed again.
+	//
+	// - none: they do not. A message is finished ("written") when the peer's kernel has taken it
+	//   (on Linux; elsewhere when this machine's kernel has). What the program behind it does
+	//   with it, nobody knows.
+	// - line: any frame acknowledges the message before it; one is in flight at a time.
+	// - match: a frame that ack_match matches does; other frames mean nothing.
+	//
+	// A peer that does not acknowledge within the channel's ack_timeout is disconnected.
+	Ack string `json:"ack,omitempty"`
+
+	// For ack match: a regular expression (RE2), such as ^OK.
+	AckMatch string `json:"ack_match,omitempty"`
+
+	// Frames of plain peers that this regular expression matches never acknowledge, such as the
+	// pings of a client. Empty frames never do.
+	Ignore string `json:"ignore,omitempty"`
+
+	// How many messages of an at_least_once channel may be in flight on a socket, from 1 to 1024. A
+	// client's hello may ask for another number. With ack line and match it is 1. Default 16.
+	Window int `json:"window,omitempty"`
 }
 
 // Auth says who may register. Exactly one of its fields must be set.
@@ -118,7 +142,13 @@ func (s *Sockets) NewServer(ctx caddy.Context, addresses []caddy.NetworkAddress)
 	}
 	g.listens[s.Channel] = append(g.listens[s.Channel], addresses...)
 
+	if err := s.checkAck(a.Channels[s.Channel].stores()); err != nil {
+		return nil, fmt.Errorf("relay %s: %w", s.Channel, err)
+	}
 	l := &SocketServer{node: a.node, generation: g, logger: ctx.Logger()}
+	node, channel := a.node, s.Channel // and not s: it would keep the configuration in memory
+	e.Delivery = func() (hub.Delivery, bool) { return node.delivery(channel) }
+	e.Unsent = unsent
 	e.Generation, e.Admit, e.OnEnter, e.OnDrop = g.number, l.admit, l.entered, l.dropped
 	l.plain = e.WithDefaults()
 	e.Pinned = true
@@ -133,7 +163,7 @@ func (s *Sockets) endpoint() (*hub.Endpoint, error) {
 		Channel:      s.Channel,
 		HelloTimeout: time.Duration(s.HelloTimeout), WriteTimeout: time.Duration(s.WriteTimeout),
 		Heartbeat: time.Duration(s.Heartbeat), MaxFrame: s.MaxFrame, MaxMessage: s.MaxMessage,
-		QueueMessages: s.QueueMessages, QueueBytes: s.QueueBytes,
+		QueueMessages: s.QueueMessages, QueueBytes: s.QueueBytes, Window: s.Window,
 	}
 	err := func() (err error) {
 		if e.Framing, err = parseFraming(s.Framing); err != nil {
@@ -145,6 +175,9 @@ func (s *Sockets) endpoint() (*hub.Endpoint, error) {
 			return fmt.Errorf("unknown protocol %q: write auto, plain or json", s.Protocol)
 		}
 		if err := s.checkLimits(e.Framing); err != nil {
+			return err
+		}
+		if err := s.acknowledging(e); err != nil {
 			return err
 		}
 		return s.Auth.check()
@@ -159,7 +192,7 @@ func (s *Sockets) checkLimits(f wire.Framing) error {
 	for what, v := range map[string]int64{
 		"hello_timeout": int64(s.HelloTimeout), "write_timeout": int64(s.WriteTimeout), "heartbeat": int64(s.Heartbeat),
 		"max_frame": int64(s.MaxFrame), "max_message": int64(s.MaxMessage),
-		"queue_messages": int64(s.QueueMessages), "queue_bytes": int64(s.QueueBytes),
+		"queue_messages": int64(s.QueueMessages), "queue_bytes": int64(s.QueueBytes), "window": int64(s.Window),
 	} {
 		if v < 0 {
 			return fmt.Errorf("%s is negative: write a positive value, or leave it out for the default", what)
@@ -170,6 +203,50 @@ func (s *Sockets) checkLimits(f wire.Framing) error {
 	}
 	if s.MaxMessage > f.MaxPayload() {
 		return fmt.Errorf("max_message %d does not fit framing %s, which holds at most %d bytes", s.MaxMessage, f, f.MaxPayload())
+	}
+	return nil
+}
+
+// acknowledging fills in how plain peers acknowledge.
+func (s *Sockets) acknowledging(e *hub.Endpoint) (err error) {
+	ways := map[string]hub.Ack{"": hub.AckNone, "none": hub.AckNone, "line": hub.AckLine, "match": hub.AckMatch}
+	var known bool
+	if e.Ack, known = ways[s.Ack]; !known {
+		return fmt.Errorf("unknown ack %q: write none, line, or match and a regular expression", s.Ack)
+	}
+	if (s.Ack == "match") != (s.AckMatch != "") {
+		return errors.New("ack match needs a regular expression, and the other ways have none: write, for example, ack match ^OK")
+	}
+	if s.Window > 1024 {
+		return fmt.Errorf("window %d is out of range: write a number from 1 to 1024", s.Window)
+	}
+	if s.Ignore != "" && e.Ack == hub.AckNone {
+		return errors.New("ignore says which frames do not acknowledge: it needs ack line or ack match")
+	}
+	for _, r := range []struct {
+		what, text string
+		into       **regexp.Regexp
+	}{{"ack match", s.AckMatch, &e.AckMatch}, {"ignore", s.Ignore, &e.Ignore}} {
+		if r.text == "" {
+			continue
+		}
+		if *r.into, err = regexp.Compile(r.text); err != nil {
+			return fmt.Errorf("%s: %w: write a regular expression in RE2 syntax", r.what, err)
+		}
+	}
+	return nil
+}
+
+// checkAck says so if what is configured does not suit the channel's delivery.
+func (s *Sockets) checkAck(stored bool) error {
+	switch {
+	case !stored && (s.Ack != "" || s.Ignore != "" || s.Window != 0):
+		return errors.New("ack, ignore and window belong to at_least_once channels: take them out")
+	case stored && s.Ack == "" && s.Protocol != "json":
+		return errors.New("how plain sockets acknowledge is not said: write \"ack line\" if they answer each message with a frame, " +
+			"\"ack none\" if they cannot, or \"protocol json\" if there are no plain ones")
+	case stored && s.Ack != "" && s.Protocol == "json":
+		return errors.New("ack is for plain sockets, and protocol json has none: take it out")
 	}
 	return nil
 }
@@ -240,6 +317,14 @@ func (l *SocketServer) Serve(conn net.Conn, pinned bool) {
 	}
 }
 
+// unsent returns how many bytes the peer's kernel has not confirmed, if the connection can tell.
+func unsent(conn net.Conn) (int, error) {
+	if c, ok := conn.(interface{ Unsent() (int, error) }); ok {
+		return c.Unsent()
+	}
+	return 0, errors.ErrUnsupported
+}
+
 // admit says whether the configuration that rules now serves the listener's sockets.
 func (l *SocketServer) admit(local net.Addr) *hub.Refusal {
 	channel := l.plain.Channel
@@ -271,15 +356,15 @@ func (l *SocketServer) entered(s *hub.Session) {
 }
 
 // dropped logs what a session cannot be given, once a minute for each channel.
-func (l *SocketServer) dropped(id string, reason hub.DropReason) {
+func (l *SocketServer) dropped(id string, reason string) {
 	channel := l.plain.Channel
 	held, ok := l.node.counts.channel(channel).drops.allow()
 	if !ok {
 		return
 	}
-	l.logger.Warn("dropped a message that does not fit the socket: use framing length 4 or protocol json there, "+
-		"or a larger max_message", zap.String("channel", channel), zap.String("id", id),
-		zap.String("reason", reason.String()), zap.Uint64("since_last_line", held))
+	l.logger.Warn("a message does not fit the socket, so it is dropped, or a dead letter of an at_least_once channel: "+
+		"use framing length 4 or protocol json there, or a larger max_message", zap.String("channel", channel),
+		zap.String("id", id), zap.String("reason", reason), zap.Uint64("since_last_line", held))
 }
 
 // checkChannel says what to write when a channel is not configured.

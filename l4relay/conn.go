@@ -2,6 +2,7 @@ package l4relay
 
 import (
 	"crypto/tls"
+	"errors"
 	"net"
 
 	"github.com/mholt/caddy-l4/layer4"
@@ -49,4 +50,12 @@ func (c *conn) CloseWrite() error {
 		return w.CloseWrite()
 	}
 	return net.ErrClosed
+}
+
+// Unsent returns how many written bytes the peer's kernel has not confirmed yet.
+func (c *conn) Unsent() (int, error) {
+	if c.tcp == nil {
+		return 0, errors.ErrUnsupported
+	}
+	return unsent(c.tcp)
 }

@@ -19,6 +19,9 @@ import (
 
 // Options are the settings of a broker.
 type Options struct {
+	// Path is the file that messages are stored in.
+	Path string
+
 	// Logger is told of sinks that panic. Default: nobody is.
 	Logger *slog.Logger
 }

@@ -37,7 +37,7 @@ func (o *encoder) encode(c codec) encoded {
 	if e, ok := o.others[c]; ok {
 		return e
 	}
-	e := encodeMessage(o.message, c)
+	e := encodeMessage(o.message, c, 1, "")
 	if o.n < len(o.known) {
 		o.known[o.n] = e
 		o.n++
@@ -50,14 +50,14 @@ func (o *encoder) encode(c codec) encoded {
 	return e
 }
 
-func encodeMessage(m *broker.Message, c codec) encoded {
+func encodeMessage(m *broker.Message, c codec, attempt int, fence string) encoded {
 	e := encoded{codec: c, size: len(m.Body)}
 	if !c.json {
 		e.frame, e.err = wire.AppendPlain(nil, c.framing, m.Body)
 		return e
 	}
 	text := wire.AppendMessage(nil, &wire.Message{
-		MID: m.MID, Channel: m.Channel, Attempt: 1, TS: m.Time.UnixMilli(), Ref: m.Ref, Source: m.Source,
+		MID: m.MID, Channel: m.Channel, Attempt: attempt, Fence: fence, TS: m.Time.UnixMilli(), Ref: m.Ref, Source: m.Source,
 		Headers: m.Headers, ContentType: m.ContentType, Body: m.Body,
 	}, c.framing.SingleLine())
 	e.size = len(text)
@@ -86,6 +86,11 @@ func (s *Session) deliver(o *encoder) int {
 // drop counts one message that this session can never be given, and tells of the first.
 func (s *Session) drop(reason DropReason) {
 	s.channel.dropped[reason].Add(1)
+	s.tellDrop(reason.String())
+}
+
+// tellDrop tells of the first message that this session can never be given.
+func (s *Session) tellDrop(reason string) {
 	if s.e.OnDrop != nil && s.told.CompareAndSwap(false, true) {
 		s.e.OnDrop(s.id, reason)
 	}
@@ -109,7 +114,7 @@ func (s *Session) countDropLocked(n int) {
 func (s *Session) dropQueuedLocked() {
 	n := 0
 	for _, f := range s.queue {
-		if f.message {
+		if f.message && f.flight == nil { // what is in a mailbox stays there
 			n++
 		}
 	}

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"net"
+	"regexp"
 	"time"
 
 	"github.com/caddyrelay/relay/internal/wire"
@@ -30,7 +31,7 @@ const (
 	minHeartbeat, maxHeartbeat = 5 * time.Second, 240 * time.Second
 	// heartbeatGrace is how long a pinged peer may take to send anything.
 	heartbeatGrace = 10 * time.Second
-	// A client may ask for another window than the default, up to the maximum. On
+	// A client may ask for another window than the endpoint's, up to the maximum. On
 	// at_most_once channels nothing is acknowledged, so it is only told.
 	defaultWindow, maxWindow = 16, 1024
 	// maxTurnedAway bounds the connections that are being told that there is no place.
@@ -68,10 +69,28 @@ type Endpoint struct {
 	// written. It must not block. Nil tells nobody.
 	OnEnter func(s *Session)
 
-	// OnDrop is told of the first message for each session that is dropped because it
-	// does not fit the session's framing or limit, while the session goes on. It must
-	// not block. Nil tells nobody.
-	OnDrop func(id string, reason DropReason)
+	// OnDrop is told of the first message for each session that does not fit the session's
+	// framing or limit, while the session goes on: it is dropped, or becomes a dead letter. The
+	// reason is a [DropReason] or [broker.DeadReason]. It must not block. Nil tells nobody.
+	OnDrop func(id string, reason string)
+
+	// Delivery returns how the channel delivers in the configuration that rules now, or false
+	// if it is an at_most_once channel. It must not block. Nil is at_most_once.
+	Delivery func() (Delivery, bool)
+
+	// Ack is how plain peers of an at_least_once channel acknowledge. AckMatch is for the way
+	// of that name; frames that Ignore matches are never an answer. Nil matches nothing.
+	Ack              Ack
+	AckMatch, Ignore *regexp.Regexp
+
+	// Window is how many messages may be in flight on a socket of an at_least_once channel, unless its
+	// hello asks for another number up to 1024. Default 16. With AckLine and AckMatch it is 1.
+	Window int
+
+	// Unsent returns how many bytes written to a connection its peer's kernel has not confirmed yet. For peers
+	// that cannot acknowledge, a message counts as written when there are none. Nil, or
+	// [errors.ErrUnsupported]: when the kernel here has taken it.
+	Unsent func(net.Conn) (int, error)
 
 	// Generation numbers the configuration that the endpoint belongs to, and Pinned says
 	// that its sockets keep that configuration in memory.
@@ -107,6 +126,7 @@ func (e Endpoint) WithDefaults() *Endpoint {
 	e.WriteTimeout = positive(e.WriteTimeout, 10*time.Second)
 	e.Heartbeat = clampHeartbeat(positive(e.Heartbeat, 30*time.Second))
 	e.MaxFrame = positive(e.MaxFrame, 64<<10)
+	e.Window = min(positive(e.Window, defaultWindow), maxWindow)
 	e.MaxMessage = min(positive(e.MaxMessage, 1<<20), e.Framing.MaxPayload())
 	e.QueueMessages = positive(e.QueueMessages, 1024)
 	e.QueueBytes = positive(e.QueueBytes, 4<<20)

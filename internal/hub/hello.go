@@ -39,6 +39,12 @@ func (s *Session) register() *Refusal {
 		return refusal
 	}
 	s.id = hello.ID
+	if how, ok := s.settings(); ok {
+		s.delivery = newDelivery(s, how)
+		if refusal := s.delivery.attach(s.window(hello)); refusal != nil {
+			return refusal
+		}
+	}
 	s.enter(hello)
 	// A reload may have swept the sessions between the first question and enter.
 	if refusal := s.admit(); refusal != nil {
@@ -107,6 +113,14 @@ func (s *Session) admit() *Refusal {
 	return s.e.Admit(s.conn.LocalAddr())
 }
 
+// window is how many messages may be in flight on the socket.
+func (s *Session) window(hello wire.Request) int {
+	if s.acksByFrames() {
+		return 1 // an answer names no message
+	}
+	return min(positive(hello.Window, s.e.Window), maxWindow)
+}
+
 // enter makes the session known. A JSON peer's welcome is in the queue before it can be found,
 // so it comes before any message, and written after, so whoever has read it misses nothing.
 func (s *Session) enter(hello wire.Request) {
@@ -118,7 +132,8 @@ func (s *Session) enter(hello wire.Request) {
 	if s.protocol == JSON {
 		frame := s.frame(wire.AppendWelcome(nil, wire.Welcome{
 			Session:   broker.NewMID(),
-			Window:    min(positive(hello.Window, defaultWindow), maxWindow),
+			Fence:     s.fence(),
+			Window:    s.window(hello),
 			Heartbeat: int(s.heartbeat / time.Second),
 			Max:       s.e.MaxMessage,
 		}))
@@ -128,14 +143,28 @@ func (s *Session) enter(hello wire.Request) {
 	}
 	s.mu.Unlock()
 
-	s.channel = s.hub.channel(s.e.Channel)
+	c := s.hub.channel(s.e.Channel)
+	s.mu.Lock()
+	s.channel = c
+	s.mu.Unlock()
 	s.hub.registered.Add(1)
-	s.channel.add(s)
+	c.add(s)
 	if s.e.OnEnter != nil {
 		s.e.OnEnter(s)
 	}
 
 	s.mu.Lock()
 	s.startWriterLocked()
+	if s.delivery != nil {
+		s.delivery.wakeLocked()
+	}
 	s.mu.Unlock()
+}
+
+// fence is what a client is told of its mailbox's fence.
+func (s *Session) fence() string {
+	if s.delivery == nil {
+		return ""
+	}
+	return s.delivery.fence
 }

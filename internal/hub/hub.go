@@ -21,14 +21,21 @@ type Hub struct {
 	draining   atomic.Bool
 	ended      [reasons]atomic.Uint64
 
+	// OnStoreError is told of errors of a store, once for each session until it works again. It must
+	// be set before the first Serve. Nil tells nobody.
+	OnStoreError func(channel, id string, err error)
+
 	mu       sync.RWMutex
 	channels map[string]*channel // grows by configured channels only
 }
 
 // channel is the sessions of one relay channel.
 type channel struct {
-	pushed  atomic.Uint64
-	dropped [dropReasons]atomic.Uint64
+	pushed   atomic.Uint64
+	dropped  [dropReasons]atomic.Uint64
+	timeouts atomic.Uint64
+	nacks    atomic.Uint64
+	badAcks  atomic.Uint64
 
 	mu       sync.RWMutex
 	sessions map[string][]*Session // by destination, in order of registration
@@ -116,6 +123,23 @@ func (h *Hub) Dismiss(reason Reason, spread time.Duration, match func(*Session) 
 		}
 	}
 	return n
+}
+
+// Reattach has every session of an at_least_once channel look for its store, which a reload may have
+// replaced. It returns at once; the sessions stay open.
+func (h *Hub) Reattach() {
+	for s := range h.All {
+		if s.delivery != nil {
+			s.delivery.wake()
+		}
+	}
+}
+
+// storeFailed tells of an error of the store.
+func (h *Hub) storeFailed(s *Session, err error) {
+	if h.OnStoreError != nil {
+		h.OnStoreError(s.e.Channel, s.id, err)
+	}
 }
 
 // jitter returns a random time in [0, d].

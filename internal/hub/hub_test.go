@@ -538,10 +538,10 @@ func TestUnframableAndTooLargeAreDroppedAndTold(t *testing.T) {
 	h := New()
 	var mu sync.Mutex
 	var told []string
-	p := dialTCP(t, h, Endpoint{MaxMessage: 20, OnDrop: func(id string, r DropReason) {
+	p := dialTCP(t, h, Endpoint{MaxMessage: 20, OnDrop: func(id string, r string) {
 		mu.Lock()
 		defer mu.Unlock()
-		told = append(told, id+" "+r.String())
+		told = append(told, id+" "+r)
 	}})
 	p.send("01\n")
 	registered(t, h, "01", 1)

@@ -29,16 +29,25 @@ func (s *Session) readLoop() {
 			return
 		}
 		if s.protocol == Plain {
-			// Nothing that a plain peer says on an at_most_once channel means
-			// anything; empty frames are its keep-alives.
-			if len(frame) > 0 {
-				s.ignored++
-			}
+			s.plainFrame(frame)
 			continue
 		}
 		if !s.answer(frame) {
 			return
 		}
+	}
+}
+
+// plainFrame takes one frame of a plain peer. Nothing that it says on an at_most_once channel means
+// anything; empty frames are its keep-alives.
+func (s *Session) plainFrame(frame []byte) {
+	switch {
+	case s.delivery != nil:
+		s.delivery.answered(frame)
+	case len(frame) > 0:
+		s.mu.Lock()
+		s.ignored++
+		s.mu.Unlock()
 	}
 }
 
@@ -55,14 +64,20 @@ func (s *Session) answer(frame []byte) bool {
 	switch r.Op {
 	case wire.OpPing:
 		s.push(s.frame(wire.AppendPong(nil)), false)
-	case wire.OpPong, wire.OpAck, wire.OpNack, wire.OpWorking:
+	case wire.OpPong:
+	case wire.OpAck, wire.OpNack, wire.OpWorking:
+		if s.delivery != nil {
+			s.delivery.acknowledge(r)
+		}
 		// Clients acknowledge without knowing the channel's delivery; at_most_once
 		// has nothing to finish.
 	case wire.OpGoodbye:
 		s.endWith(ClientGoodbye, nil, nil)
 		return false
 	default:
+		s.mu.Lock()
 		s.ignored++
+		s.mu.Unlock()
 		s.push(s.frame(wire.AppendError(nil, wire.Error{
 			Code: 400, Reason: fmt.Sprintf("op %q is not known here, or not now", shorten(string(r.Op))),
 		})), false)

@@ -17,6 +17,9 @@ const (
 	BadFrame                      // a frame that is not what the protocol says
 	FrameTooLarge                 // a frame over the limit
 	HeartbeatLost                 // nothing came within heartbeat and grace
+	AckTimeout                    // the peer did not answer a message in time
+	TakenOver                     // another socket registered under the same ID
+	StoreFailed                   // the store could not be reached when the socket registered
 	SlowSocket                    // more waits to be written than the queue may hold
 	WriteFailed                   // a write failed or passed its deadline
 	ListenerRemoved               // a reload removed the listener
@@ -31,6 +34,7 @@ var reasonTexts = [reasons]string{
 	HelloTimeout: "hello_timeout", BadHello: "bad_hello", BadID: "bad_id", Unauthorized: "unauthorized",
 	TooManySockets: "too_many_sockets", NotServed: "not_served", ClientClosed: "client_closed",
 	ClientGoodbye: "client_goodbye", BadFrame: "bad_frame", FrameTooLarge: "frame_too_large",
+	AckTimeout: "ack_timeout", TakenOver: "taken_over", StoreFailed: "store_failed",
 	HeartbeatLost: "heartbeat_lost", SlowSocket: "slow_socket", WriteFailed: "write_failed",
 	ListenerRemoved: "listener_removed", ChannelRemoved: "channel_removed", ConfigPinned: "config_pinned",
 	Shutdown: "shutdown", Panicked: "panic",
@@ -38,6 +42,15 @@ var reasonTexts = [reasons]string{
 
 // String returns the reason as logs, metrics and goodbyes spell it.
 func (r Reason) String() string { return reasonTexts[r] }
+
+// death reports whether the end may be the doing of the message that the peer was busy with.
+func (r Reason) death() bool {
+	switch r {
+	case ClientClosed, BadFrame, FrameTooLarge, HeartbeatLost, SlowSocket, WriteFailed:
+		return true
+	}
+	return false
+}
 
 // DropReason says why a message that was meant for a socket was not written to it. Only
 // at_most_once channels drop.

@@ -23,17 +23,17 @@ type Session struct {
 	id        string
 	protocol  Protocol
 	heartbeat time.Duration
-	channel   *channel
+	delivery  *delivery // nil on an at_most_once channel
 
 	// Owned by the read loop.
-	in      []byte // read and not yet taken: in[taken:]
-	taken   int
-	pinged  bool // a ping is out and nothing came since
-	ignored uint64
+	in     []byte // read and not yet taken: in[taken:]
+	taken  int
+	pinged bool // a ping is out and nothing came since
 
 	told atomic.Bool // OnDrop was called
 
 	mu      sync.Mutex
+	channel *channel // nil until the session is registered, fixed from then on
 	state   state
 	end     Reason
 	endErr  error
@@ -44,6 +44,7 @@ type Session struct {
 	writing bool       // a write goroutine exists
 	pushed  uint64
 	dropped uint64
+	ignored uint64
 	writers sync.WaitGroup // Add only with mu held and state < ended
 }
 
@@ -78,6 +79,10 @@ func (s *Session) ID() string { return s.id }
 
 // Protocol returns what the session speaks: [Plain] or [JSON].
 func (s *Session) Protocol() Protocol { return s.protocol }
+
+// Stored reports whether the session's messages come from a mailbox. It may be asked once the session is
+// registered.
+func (s *Session) Stored() bool { return s.delivery != nil }
 
 // RemoteAddr returns the address of the peer.
 func (s *Session) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
@@ -114,6 +119,9 @@ func (s *Session) finish(panicked any) End {
 	}
 	s.abort(ClientClosed, nil)
 	s.writers.Wait()
+	if s.delivery != nil {
+		s.delivery.close()
+	}
 	// The writer has stopped and state is ended, so what is left in the queue stays.
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,11 +158,18 @@ func (s *Session) abortLocked(reason Reason, err error) {
 // goodbye ends the session after the frames in its queue and, for a JSON peer, a goodbye. A
 // plain peer would take that for a payment, so it just sees the end of the stream.
 func (s *Session) goodbye(reason Reason, g wire.Goodbye) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.goodbyeLocked(reason, g)
+}
+
+// goodbyeLocked must be called with s.mu held.
+func (s *Session) goodbyeLocked(reason Reason, g wire.Goodbye) {
 	var frame []byte
 	if s.protocol == JSON {
 		frame = s.frame(wire.AppendGoodbye(nil, g))
 	}
-	s.endWith(reason, nil, frame)
+	s.endWithLocked(reason, nil, frame)
 }
 
 // refuse tells the peer why it cannot be served, and ends the session.
@@ -173,6 +188,11 @@ func (s *Session) refuse(r *Refusal) {
 func (s *Session) endWith(reason Reason, err error, last []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endWithLocked(reason, err, last)
+}
+
+// endWithLocked must be called with s.mu held.
+func (s *Session) endWithLocked(reason Reason, err error, last []byte) {
 	if s.state != open {
 		return
 	}

@@ -12,6 +12,9 @@ type ChannelStats struct {
 	Sessions int                   // registered now
 	Pushed   uint64                // messages handed to the kernel
 	Dropped  map[DropReason]uint64 // every reason is there
+	Timeouts uint64                // messages that a live peer did not answer in time
+	Nacks    uint64                // messages that a client asked to have again, or gave up
+	BadAcks  uint64                // answers to messages that were not in flight on the socket
 }
 
 // Stats returns the counts. The named channels are there even if no socket ever
@@ -31,7 +34,10 @@ func (h *Hub) Stats(names ...string) Stats {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	for name, c := range h.channels {
-		cs := ChannelStats{Pushed: c.pushed.Load(), Dropped: make(map[DropReason]uint64, dropReasons)}
+		cs := ChannelStats{
+			Pushed: c.pushed.Load(), Dropped: make(map[DropReason]uint64, dropReasons),
+			Timeouts: c.timeouts.Load(), Nacks: c.nacks.Load(), BadAcks: c.badAcks.Load(),
+		}
 		for r := range dropReasons {
 			cs.Dropped[r] = c.dropped[r].Load()
 		}

@@ -11,7 +11,8 @@ const maxJoined = 64 << 10
 // outgoing is one frame in a queue. Several queues may share its bytes.
 type outgoing struct {
 	frame   []byte
-	message bool // or the protocol's own
+	message bool    // or the protocol's own
+	flight  *flight // the message, on an at_least_once channel
 }
 
 // errSlow is behind SlowSocket.
@@ -31,11 +32,25 @@ func (s *Session) push(frame []byte, message bool) bool {
 		s.abortLocked(SlowSocket, errSlow)
 		return false
 	}
-	s.queue = append(s.queue, outgoing{frame, message})
-	s.queued += len(frame)
+	s.appendLocked(outgoing{frame: frame, message: message})
+	return true
+}
+
+// enqueueLocked appends a frame to the queue if there is room, and reports whether it did. It is for what can
+// wait until there is: messages of an at_least_once channel. It must be called with s.mu held.
+func (s *Session) enqueueLocked(frame []byte, f *flight) bool {
+	if s.state != open || s.waiting >= s.e.QueueMessages || s.waiting > 0 && s.queued+len(frame) > s.e.QueueBytes {
+		return false
+	}
+	s.appendLocked(outgoing{frame: frame, message: f != nil, flight: f})
+	return true
+}
+
+func (s *Session) appendLocked(o outgoing) {
+	s.queue = append(s.queue, o)
+	s.queued += len(o.frame)
 	s.waiting++
 	s.startWriterLocked()
-	return true
 }
 
 // startWriterLocked makes sure that a write goroutine runs. It must be called with s.mu held and
@@ -103,29 +118,61 @@ func (s *Session) nextBatch() []outgoing {
 	return batch
 }
 
-// write writes as many of frames as go into one write, at least one, and returns their number.
-// One write for several frames saves a system call for each, and a packet.
+// write writes as many of frames as go into one write, at least one, and returns their number. One
+// write for several frames saves a system call for each, and a packet.
 func (s *Session) write(frames []outgoing, joined []byte) (int, []byte, error) {
-	n, out := 1, frames[0].frame
-	if len(frames) > 1 && len(out)+len(frames[1].frame) <= maxJoined {
-		joined = append(joined[:0], out...)
-		for n < len(frames) && len(joined)+len(frames[n].frame) <= maxJoined {
-			joined = append(joined, frames[n].frame...)
-			n++
-		}
-		out = joined
-	}
 	s.mu.Lock()
 	if s.state == ended { // or the new deadline would undo the one that ends the session
 		s.mu.Unlock()
 		return 0, joined, errEnding
 	}
-	err := s.conn.SetWriteDeadline(time.Now().Add(s.e.WriteTimeout))
+	now := time.Now()
+	n, out, joined, until := s.joinLocked(frames, joined, now)
+	if len(out) == 0 {
+		s.mu.Unlock()
+		return n, joined, nil
+	}
+	err := s.conn.SetWriteDeadline(until)
 	s.mu.Unlock()
 	if err == nil {
 		_, err = s.conn.Write(out)
 	}
 	return n, joined, err
+}
+
+// joinLocked collects what the next write takes of frames: their number, their bytes, and until when it may
+// take. Messages that must not be written any more are passed over.
+func (s *Session) joinLocked(frames []outgoing, joined []byte, now time.Time) (n int, out, buffer []byte, until time.Time) {
+	until = now.Add(s.e.WriteTimeout)
+	var storeNow time.Time
+	buffer = joined[:0]
+	for _, o := range frames {
+		if len(out) > 0 && len(out)+len(o.frame) > maxJoined {
+			return n, out, buffer, until
+		}
+		n++
+		if f := o.flight; f != nil {
+			if storeNow.IsZero() {
+				storeNow = s.delivery.how.Store.Now()
+			}
+			if !f.begin(now, storeNow) {
+				continue
+			}
+			if left := f.due().Sub(storeNow); left < s.e.WriteTimeout && now.Add(left).Before(until) {
+				until = now.Add(left) // the deadline bounds the write itself (I7)
+			}
+		}
+		if len(out) == 0 {
+			out = o.frame // the only one, as a rule: no copy
+			continue
+		}
+		if len(buffer) == 0 {
+			buffer = append(buffer, out...)
+		}
+		buffer = append(buffer, o.frame...)
+		out = buffer
+	}
+	return n, out, buffer, until
 }
 
 // written accounts for the first n frames, which one write has taken, and reports whether to go on.
@@ -134,19 +181,25 @@ func (s *Session) written(frames []outgoing, n int, err error) bool {
 	if err == nil {
 		frames = frames[:n]
 	}
-	messages, size := 0, 0
-	for _, f := range frames {
-		size += len(f.frame)
-		if f.message {
-			messages++
-		}
-	}
+	messages, dropped, size := 0, 0, 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now()
+	for _, o := range frames {
+		size += len(o.frame)
+		switch f := o.flight; {
+		case f == nil && o.message:
+			messages++
+			dropped++
+		case f != nil && f.phase >= pushed && f.pushedHere && !f.wrote:
+			messages++
+			f.wrote, f.since = err == nil, now
+		}
+	}
 	if err != nil {
 		s.abortLocked(WriteFailed, err)
 		s.writing = false
-		s.countDropLocked(messages)
+		s.countDropLocked(dropped)
 		return false
 	}
 	s.queued -= size
@@ -154,6 +207,9 @@ func (s *Session) written(frames []outgoing, n int, err error) bool {
 	if messages > 0 { // so the session is registered
 		s.pushed += uint64(messages)
 		s.channel.pushed.Add(uint64(messages))
+	}
+	if s.delivery != nil {
+		s.delivery.wakeLocked() // for timers, and for what waits for room
 	}
 	return true
 }

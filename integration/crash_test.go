@@ -1,0 +1,129 @@
+//go:build unix
+
+package integration
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyrelay/relay/internal/redistest"
+)
+
+// kills is how often something is killed in one run: a few times in CI, CRASH_KILLS times in "make crash".
+func kills(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("CRASH_KILLS")
+	if text == "" {
+		return 5
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("CRASH_KILLS=%q is not a positive number", text)
+	}
+	return n
+}
+
+// atLeastOnce is a whole configuration with one stored channel.
+func atLeastOnce(broker, options string) string {
+	text := strings.Replace(oneChannel(broker), "delivery at_most_once", options, 1)
+	return strings.Replace(text, "auth none", "auth none\n\t\t\t\t\tack line", 1)
+}
+
+// kill ends the process as a power failure would, as far as the process is concerned.
+func (n *node) kill() {
+	n.t.Helper()
+	if err := n.cmd.Process.Kill(); err != nil {
+		n.t.Fatal(err)
+	}
+	<-n.done
+}
+
+func (n *node) httpAddress(int) string { return n.http }
+func (n *node) tcpAddress(int) string  { return n.tcp }
+
+// I1, I2, I3: the relay is killed at random moments while publishers and clients go on. What was accepted
+// arrives, in order.
+func TestI2_RelayKilled(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		broker func(t *testing.T) string
+	}{
+		{"embedded", func(*testing.T) string { return "broker embedded" }},
+		{"redis", func(t *testing.T) string {
+			s := redistest.Start(t, "--appendonly", "yes")
+			return "broker redis {\n\t\t\taddress " + s.Addr() + "\n\t\t}"
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNode(t)
+			config := atLeastOnce(c.broker(t), "ack_timeout 5s")
+			n.start(config)
+			ctx, stop := context.WithCancel(context.Background())
+			defer stop()
+			crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{close: 200})
+			times := kills(t)
+			for range times {
+				pauseFor(50*time.Millisecond + rand.N(800*time.Millisecond))
+				n.kill()
+				n.start(config)
+			}
+			pauseFor(300 * time.Millisecond)
+			stop()
+			f := crew.finish()
+			t.Logf("%s: relay killed %d times: %s", c.name, times, f)
+			if f.faults() > 0 || f.accepted == 0 {
+				t.Error("the promises were broken")
+			}
+		})
+	}
+}
+
+// I1, I2, I9: redis-server is killed at random moments; with appendfsync always nothing that it has answered is
+// lost. The relay and its sockets stay.
+func TestI2_RedisKilled(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	n := newNode(t)
+	n.start(atLeastOnce("broker redis {\n\t\t\taddress "+server.Addr()+"\n\t\t}", "durability aof_always"))
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{})
+	times := kills(t)
+	for range times {
+		pauseFor(100*time.Millisecond + rand.N(800*time.Millisecond))
+		server.Kill()
+		pauseFor(rand.N(300 * time.Millisecond))
+		server.Restart()
+	}
+	pauseFor(300 * time.Millisecond)
+	stop()
+	f := crew.finish()
+	t.Logf("redis-server killed %d times: %s", times, f)
+	if f.faults() > 0 || f.accepted == 0 {
+		t.Error("the promises were broken")
+	}
+	if ended := n.metric(`caddy_relay_ended_total{reason="client_closed"}`); ended > 0 {
+		t.Errorf("%v sockets ended", ended)
+	}
+}
+
+// I2, I5: clients vanish without a FIN in the middle of a message, and connect anew.
+func TestI5_ClientsVanish(t *testing.T) {
+	n := newNode(t)
+	n.start(atLeastOnce("broker embedded", "ack_timeout 5s"))
+	ctx, stop := context.WithTimeout(context.Background(), 3*time.Second)
+	defer stop()
+	crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{close: 50, hang: 20})
+	f := crew.finish()
+	t.Logf("clients vanish: %s", f)
+	if f.faults() > 0 || f.accepted == 0 {
+		t.Error("the promises were broken")
+	}
+	if f.duplicates == 0 {
+		t.Error("no client vanished with a message in its hands: the test shows nothing")
+	}
+}

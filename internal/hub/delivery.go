@@ -1,0 +1,299 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddyrelay/relay/broker"
+	"github.com/caddyrelay/relay/internal/wire"
+)
+
+// Delivery is how an at_least_once channel delivers. Zero values take the defaults.
+type Delivery struct {
+	// Store holds the channel's mailboxes.
+	Store broker.Store
+
+	// AckTimeout is how long a peer may be silent about a message that was pushed to it, and about
+	// those before it, until it is pushed again. Default 30 s.
+	AckTimeout time.Duration
+
+	// MaxAttempts is how many nacks and ack timeouts make a dead letter. Default 20.
+	MaxAttempts int
+
+	// CrashLimit is how many sockets may end while a message is the first in flight on them, until
+	// it is a dead letter. Default 100.
+	CrashLimit int
+
+	// Relaxed lets later messages pass one that waits to be pushed again.
+	Relaxed bool
+}
+
+func (d Delivery) withDefaults() Delivery {
+	d.AckTimeout = positive(d.AckTimeout, 30*time.Second)
+	d.MaxAttempts = positive(d.MaxAttempts, 20)
+	d.CrashLimit = positive(d.CrashLimit, 100)
+	return d
+}
+
+// Ack is how plain peers acknowledge.
+type Ack uint8
+
+// The ways. With AckNone a message counts as written once the peer's kernel has it. With the others one
+// message is in flight at a time, and a frame acknowledges it: any frame, or one that
+// Endpoint.AckMatch matches. Empty frames and those that Endpoint.Ignore matches never do.
+const (
+	AckNone Ack = iota
+	AckLine
+	AckMatch
+)
+
+const (
+	// A nacked message is pushed again after retryMin, doubled for each further failure up to
+	// retryMax, unless the client says when. It may say up to maxDelay.
+	retryMin, retryMax, maxDelay = time.Second, 30 * time.Second, time.Hour
+	// attachTimeout and settleTimeout bound one exchange with the store; closeTimeout what is settled
+	// after a socket has ended.
+	attachTimeout, settleTimeout, closeTimeout = 5 * time.Second, 10 * time.Second, 3 * time.Second
+	// pageBytes bounds the bodies of one page.
+	pageBytes = 1 << 20
+	// settleBatch bounds the outcomes of one call.
+	settleBatch = 256
+)
+
+// delivery is a session's side of its mailbox: what of it is in flight, what waits to be settled. One
+// goroutine at a time speaks with the store for it; it is started when there is something to do, so
+// an idle socket has none.
+type delivery struct {
+	s      *Session
+	ctx    context.Context // ends with the session
+	cancel context.CancelFunc
+	worker sync.WaitGroup // Add only with s.mu held and closed false
+
+	// Guarded by s.mu.
+	how       Delivery
+	box       broker.Mailbox // nil until the first attach, and while it is being attached elsewhere
+	fence     string
+	window    int
+	flights   []*flight // read from the mailbox and not settled, in order
+	read      uint64    // sequence of the last entry that was read
+	more      bool      // there may be entries behind it
+	rings     uint64    // counts rings, so that one during a read isn't lost
+	withdrawn map[uint64]struct{}
+	working   bool
+	closed    bool
+	lost      error     // why the mailbox is no longer ours
+	retry     time.Time // the store failed; not before
+	backoff   time.Duration
+	drainWait time.Duration // until the kernel's queue is looked at again
+	timer     *time.Timer
+}
+
+func newDelivery(s *Session, how Delivery) *delivery {
+	d := &delivery{s: s, how: how.withDefaults()}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+// settings returns how the channel delivers in the configuration that rules now.
+func (s *Session) settings() (Delivery, bool) {
+	if s.e.Delivery == nil {
+		return Delivery{}, false
+	}
+	how, ok := s.e.Delivery()
+	return how, ok && how.Store != nil
+}
+
+// attach takes the mailbox. It must be called before the session can be found.
+func (d *delivery) attach(window int) *Refusal {
+	d.window = window
+	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
+	defer cancel()
+	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, d, broker.AttachOptions{Window: window, Bytes: pageBytes})
+	if err != nil {
+		return &Refusal{Reason: StoreFailed, Code: 503, Temporary: true, Err: err,
+			Text: "the relay's store cannot be reached; connect again in a moment"}
+	}
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	d.attachedLocked(box, page)
+	return nil
+}
+
+func (d *delivery) attachedLocked(box broker.Mailbox, page []broker.Entry) {
+	d.box, d.fence = box, strconv.FormatUint(box.Fence(), 10)
+	d.read, d.more = 0, true
+	d.takeLocked(page)
+}
+
+// takeLocked takes entries that were read.
+func (d *delivery) takeLocked(page []broker.Entry) {
+	for _, e := range page {
+		if e.Seq <= d.read {
+			continue
+		}
+		d.read = e.Seq
+		if _, gone := d.withdrawn[e.Seq]; !gone {
+			d.flights = append(d.flights, &flight{entry: e})
+		}
+	}
+	for seq := range d.withdrawn {
+		if seq <= d.read {
+			delete(d.withdrawn, seq)
+		}
+	}
+}
+
+// Ring implements [broker.Owner].
+func (d *delivery) Ring() {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	d.more = true
+	d.rings++
+	d.wakeLocked()
+}
+
+// Lost implements [broker.Owner].
+func (d *delivery) Lost(err error) {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	d.lostLocked(err)
+}
+
+// lostLocked notes that the mailbox is no longer ours. A store that was closed has a successor, if it was a
+// reload; the worker looks for it.
+func (d *delivery) lostLocked(err error) {
+	if d.lost == nil {
+		d.lost = err
+	}
+	if errors.Is(err, broker.ErrFenced) {
+		g := wire.Goodbye{Code: TakenOver.String()}
+		d.s.goodbyeLocked(TakenOver, g)
+		return
+	}
+	d.wakeLocked()
+}
+
+// Withdraw implements [broker.Owner].
+func (d *delivery) Withdraw(seq uint64, mid string) bool {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	for i, f := range d.flights {
+		if f.entry.Seq != seq {
+			continue
+		}
+		if f.entry.Message.MID != mid || f.pushedHere || f.entry.Attempts > 0 || f.phase > queued {
+			return false
+		}
+		f.phase = dropped // its frame may be in the queue; the writer passes it over
+		d.removeLocked(i)
+		d.wakeLocked()
+		return true
+	}
+	if seq <= d.read { // settled, or being so
+		return false
+	}
+	if d.withdrawn == nil {
+		d.withdrawn = make(map[uint64]struct{})
+	}
+	d.withdrawn[seq] = struct{}{}
+	return true
+}
+
+// Attempts implements [broker.Owner].
+func (d *delivery) Attempts(seq uint64, _ string) (int, bool) {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	for _, f := range d.flights {
+		if f.entry.Seq == seq {
+			return f.entry.Attempts, f.phase == pushed
+		}
+	}
+	return 0, false
+}
+
+// removeLocked takes a flight out. A fresh slice is not needed: only holders of s.mu see it.
+func (d *delivery) removeLocked(i int) {
+	d.flights = append(d.flights[:i], d.flights[i+1:]...)
+}
+
+// wakeLocked has the worker look at what is to be done.
+func (d *delivery) wakeLocked() {
+	if d.working || d.closed || d.s.channel == nil { // channel: the first wake is enter's
+		return
+	}
+	d.working = true
+	d.worker.Add(1)
+	go d.work()
+}
+
+// wake is wakeLocked for timers.
+func (d *delivery) wake() {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	d.wakeLocked()
+}
+
+// close settles what is decided, notes the counts of the rest, and gives the mailbox up. The session has
+// ended, and its writer is gone.
+func (d *delivery) close() {
+	s := d.s
+	s.mu.Lock()
+	d.closed = true
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+	s.mu.Unlock()
+	d.cancel()
+	d.worker.Wait()
+
+	s.mu.Lock()
+	box, lost := d.box, d.lost
+	d.drainLocked(time.Now()) // a peer that took everything and left has got it
+	finals, counts := d.remainsLocked()
+	s.mu.Unlock()
+	if box == nil || lost != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	// What cannot be settled now is pushed again later: at least once.
+	if len(finals) > 0 {
+		if _, err := box.Settle(ctx, finals); err != nil && !errors.Is(err, broker.ErrUnavailable) {
+			s.hub.storeFailed(s, err)
+		}
+	}
+	if err := box.Detach(ctx, counts); err != nil && !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrClosed) {
+		s.hub.storeFailed(s, err)
+	}
+}
+
+// remainsLocked returns what is decided and not stored, and the counts that this session changed. The
+// first message in flight counts the end of the socket, if it may have caused it.
+func (d *delivery) remainsLocked() (finals, counts []broker.Outcome) {
+	first := d.s.end.death()
+	for _, f := range d.flights {
+		switch {
+		case f.phase >= decided:
+			finals = append(finals, f.outcome)
+			continue
+		case first && f.phase == pushed:
+			first = false
+			if f.entry.Deaths++; f.entry.Deaths >= d.how.CrashLimit {
+				f.die(broker.DeadCrashes, "")
+				finals = append(finals, f.outcome)
+				continue
+			}
+		case !f.pushedHere && !f.dirty:
+			continue
+		}
+		counts = append(counts, f.counts())
+	}
+	return finals, counts
+}
+
+// regexps of an endpoint that accept a plain peer's frame.
+func matches(r *regexp.Regexp, frame []byte) bool { return r != nil && r.Match(frame) }

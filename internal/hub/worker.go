@@ -1,0 +1,257 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+// task is what the worker is to do without the lock.
+type task struct {
+	settle []broker.Outcome
+	of     []*flight // whose outcomes they are
+	read   int       // entries to read
+	after  uint64
+	rings  uint64
+	attach broker.Store
+	box    broker.Mailbox
+}
+
+// work speaks with the store until there is nothing to do.
+func (d *delivery) work() {
+	defer d.worker.Done()
+	defer func() {
+		if v := recover(); v != nil {
+			d.s.abort(Panicked, panicError(v))
+		}
+	}()
+	for {
+		d.s.mu.Lock()
+		t, more := d.planLocked()
+		if !more {
+			d.working = false
+		}
+		d.s.mu.Unlock()
+		if !more {
+			return
+		}
+		switch {
+		case t.attach != nil:
+			d.move(t)
+		case len(t.settle) > 0:
+			d.settle(t)
+		default:
+			d.readPage(t)
+		}
+	}
+}
+
+// planLocked does all that can be done under the lock, and returns what else there is. If that is nothing,
+// the timer is set for when there will be.
+func (d *delivery) planLocked() (task, bool) {
+	if d.s.state == ended || d.closed {
+		return task{}, false
+	}
+	now := time.Now()
+	if how, ok := d.s.settings(); ok {
+		store := d.how.Store
+		d.how = how.withDefaults()
+		if moved := how.Store != store; moved || errors.Is(d.lost, broker.ErrClosed) {
+			d.how.Store = store
+			if wait := d.retry.Sub(now); wait > 0 {
+				d.sleepLocked(wait)
+				return task{}, false
+			}
+			if !moved { // the successor is not there yet, or it is the end
+				d.failedLocked()
+				d.sleepLocked(d.backoff)
+				return task{}, false
+			}
+			return task{attach: how.Store, box: d.box}, true
+		}
+	}
+	if d.lost != nil || d.box == nil {
+		return task{}, false
+	}
+	wait := d.overdueLocked(now)
+	wait = min(wait, d.drainLocked(now))
+	if d.s.state == open {
+		wait = min(wait, d.pushLocked())
+	}
+	if pause := d.retry.Sub(now); pause > 0 {
+		d.sleepLocked(min(wait, pause))
+		return task{}, false
+	}
+	t := task{box: d.box}
+	if t.settle, t.of = d.outcomesLocked(); len(t.settle) > 0 {
+		return t, true
+	}
+	if room := d.window - d.inFlightLocked(); room > 0 && d.more && d.s.state == open {
+		t.read, t.after, t.rings = room, d.read, d.rings
+		return t, true
+	}
+	d.sleepLocked(wait)
+	return task{}, false
+}
+
+// inFlightLocked counts the messages of which the client has something to say yet.
+func (d *delivery) inFlightLocked() int {
+	n := 0
+	for _, f := range d.flights {
+		if f.phase < decided {
+			n++
+		}
+	}
+	return n
+}
+
+// outcomesLocked collects what is to be stored.
+func (d *delivery) outcomesLocked() (outcomes []broker.Outcome, of []*flight) {
+	for _, f := range d.flights {
+		switch {
+		case len(of) == settleBatch:
+			return outcomes, of
+		case f.phase == decided:
+			f.phase = storing
+			outcomes, of = append(outcomes, f.outcome), append(of, f)
+		case f.dirty && f.phase < decided:
+			f.dirty = false
+			outcomes, of = append(outcomes, f.counts()), append(of, f)
+		}
+	}
+	return outcomes, of
+}
+
+// settle stores outcomes.
+func (d *delivery) settle(t task) {
+	ctx, cancel := context.WithTimeout(d.ctx, settleTimeout)
+	verdicts, err := t.box.Settle(ctx, t.settle)
+	cancel()
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	if err != nil {
+		for i, f := range t.of { // to be told again
+			if t.settle[i].State.Finished() {
+				f.phase = decided
+			} else if f.phase < decided {
+				f.dirty = true
+			}
+		}
+		d.storeErrorLocked(err)
+		return
+	}
+	d.backoff, d.retry = 0, time.Time{}
+	for i, f := range t.of {
+		if final := t.settle[i].State.Finished(); final || verdicts[i] == broker.Gone {
+			d.doneLocked(f, final)
+		}
+	}
+}
+
+// doneLocked takes a message out of the window.
+func (d *delivery) doneLocked(f *flight, answered bool) {
+	for i, other := range d.flights {
+		if other == f {
+			d.removeLocked(i)
+			break
+		}
+	}
+	if !answered && f.pushedHere && f.phase < decided {
+		d.unansweredLocked()
+	}
+	f.phase = dropped
+}
+
+// readPage reads on in the mailbox.
+func (d *delivery) readPage(t task) {
+	ctx, cancel := context.WithTimeout(d.ctx, settleTimeout)
+	page, err := t.box.Read(ctx, t.after, t.read, pageBytes)
+	cancel()
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	if err != nil {
+		d.storeErrorLocked(err)
+		return
+	}
+	if d.box != t.box {
+		return
+	}
+	d.backoff, d.retry = 0, time.Time{}
+	if len(page) == 0 && d.rings == t.rings {
+		d.more = false
+	}
+	d.takeLocked(page)
+}
+
+// move takes the destination's mailbox at another store. A reload that brings one is refused while the old
+// one still has messages, so nothing is left behind but what came in the very moment.
+func (d *delivery) move(t task) {
+	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
+	defer cancel()
+	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, d, broker.AttachOptions{Window: d.window, Bytes: pageBytes})
+	d.s.mu.Lock()
+	if err != nil {
+		d.failedLocked()
+		d.s.mu.Unlock()
+		d.s.hub.storeFailed(d.s, err)
+		return
+	}
+	finals, counts := d.remainsLocked()
+	for _, f := range d.flights {
+		f.phase = dropped
+	}
+	d.flights, d.lost, d.withdrawn = nil, nil, nil
+	d.backoff, d.retry = 0, time.Time{}
+	d.how.Store = t.attach
+	d.attachedLocked(box, page)
+	d.s.mu.Unlock()
+	if t.box == nil {
+		return
+	}
+	if len(finals) > 0 {
+		_, _ = t.box.Settle(ctx, finals)
+	}
+	_ = t.box.Detach(ctx, counts) // it may be closed already
+}
+
+// storeErrorLocked notes that the store failed. What was to be done is still to be done.
+func (d *delivery) storeErrorLocked(err error) {
+	switch {
+	case errors.Is(err, broker.ErrFenced), errors.Is(err, broker.ErrClosed):
+		d.lostLocked(err)
+	case d.ctx.Err() != nil:
+	default:
+		if d.backoff == 0 { // and not for each attempt
+			d.s.hub.storeFailed(d.s, err)
+		}
+		d.failedLocked()
+	}
+}
+
+// failedLocked puts the next attempt off.
+func (d *delivery) failedLocked() {
+	d.backoff = min(max(2*d.backoff, 50*time.Millisecond), 2*time.Second)
+	d.retry = time.Now().Add(d.backoff)
+}
+
+// sleepLocked has the worker wake up after a while.
+func (d *delivery) sleepLocked(wait time.Duration) {
+	if wait >= forever {
+		if d.timer != nil {
+			d.timer.Stop()
+		}
+		return
+	}
+	// A moment later rather than earlier: a timer that fires before its time finds nothing to do.
+	wait = max(wait, 0) + time.Millisecond
+	if d.timer == nil {
+		d.timer = time.AfterFunc(wait, d.wake)
+		return
+	}
+	d.timer.Reset(wait)
+}
+
+// forever is longer than any wait.
+const forever = 1<<63 - 1 - time.Hour
