@@ -1,41 +1,75 @@
-// Package boltbroker is the broker for one machine with nothing installed.
-//
-// At_most_once messages pass from the publisher to the sockets within the process, on the
-// publisher's own goroutine, and never touch the disk. The database file that the package is
-// named after comes with at_least_once.
 package boltbroker
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/caddyrelay/relay/broker"
 )
 
-// Options are the settings of a broker.
+// Options are the settings of a broker. Zero values take the defaults.
 type Options struct {
-	// Path is the file that messages are stored in.
+	// Path is the file that messages of at_least_once channels are kept in. It is made, with its directory, when
+	// it is not there. Without it the broker serves at_most_once only.
 	Path string
 
-	// Logger is told of sinks that panic. Default: nobody is.
+	// Node names this process in records. Default: the host's name.
+	Node string
+
+	// Logger is told when the store opens or fails, and of sinks and owners that panic. Default: nobody is.
 	Logger *slog.Logger
+
+	// Clock is what the store's clock follows. It may go back; the store's does not. Default [time.Now].
+	Clock func() time.Time
+
+	// NoSync leaves out fsync: what was accepted may be lost with the machine's power, and the answers say
+	// "memory". For tests.
+	NoSync bool
+
+	// SweepInterval is how often deadlines are seen to. Default 1 s.
+	SweepInterval time.Duration
+
+	// BatchLimit bounds the operations of one commit. Default 1024.
+	BatchLimit int
 }
 
 // Broker is an embedded broker. Make it with [New].
 type Broker struct {
-	logger *slog.Logger
+	// Fixed by New.
+	o        Options
+	queue    chan *operation
+	stopping chan struct{} // closed by Close
+	stopped  chan struct{} // closed when the committer is gone
+
+	// The store. starting is held while it opens; db is fixed once started is true.
+	starting   sync.Mutex
+	started    atomic.Bool
+	db         *bolt.DB
+	loops      sync.WaitGroup
+	clock      atomic.Int64          // what Now has shown, in microseconds since 1970
+	broken     atomic.Pointer[error] // why nothing more is written
+	policies   atomic.Pointer[map[string]broker.Policy]
+	failCommit func() error // for tests: what a commit fails with
 
 	mu         sync.RWMutex
 	topics     map[string]*topic
 	closed     bool
-	publishing sync.WaitGroup // Add only with mu held and closed false
+	publishing sync.WaitGroup         // Add only with mu held and closed false
+	owners     map[string]*attachment // by mailbox, as committed
+	waiters    map[string][]chan broker.Record
+	endings    map[broker.Ending]uint64
 
-	ending sync.Once
+	ending   sync.Once
+	closeErr error
 }
 
 // topic is a channel that somebody subscribed to.
@@ -49,12 +83,27 @@ type topic struct {
 	subs []*subscription
 }
 
-// New returns a broker without subscriptions.
+// New returns a broker without subscriptions. It does no I/O; see [Broker.Start].
 func New(o Options) *Broker {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Broker{logger: o.Logger, topics: make(map[string]*topic)}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Node == "" {
+		o.Node, _ = os.Hostname() // a record without a node is no worse
+	}
+	if o.SweepInterval <= 0 {
+		o.SweepInterval = time.Second
+	}
+	if o.BatchLimit <= 0 {
+		o.BatchLimit = 1024
+	}
+	return &Broker{
+		o: o, queue: make(chan *operation, maxQueue), stopping: make(chan struct{}), stopped: make(chan struct{}), topics: make(map[string]*topic),
+		owners: make(map[string]*attachment), waiters: make(map[string][]chan broker.Record), endings: make(map[broker.Ending]uint64),
+	}
 }
 
 // Publish implements [broker.Broker]. It calls the sinks before it returns. Published.Receivers is -1:
@@ -107,13 +156,14 @@ func (b *Broker) Subscribe(channel string, sink broker.Sink) (broker.Subscriptio
 }
 
 // Close implements [broker.Broker]. What was published has been delivered by the time Publish
-// returned, so it waits for no more than that.
+// returned, so it waits for no more than that, and for the commit under way.
 func (b *Broker) Close() error {
 	b.ending.Do(func() {
 		b.mu.Lock()
 		b.closed = true
 		b.mu.Unlock()
 		b.publishing.Wait()
+		b.closeErr = b.closeStore()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for _, t := range b.topics {
@@ -123,7 +173,7 @@ func (b *Broker) Close() error {
 		}
 		b.topics = nil
 	})
-	return nil
+	return b.closeErr
 }
 
 // subscription is one sink's hold on a channel.
@@ -141,7 +191,7 @@ func (s *subscription) deliver(p *broker.Publication) {
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			s.broker.logger.Error("a sink panicked", "channel", s.channel, "panic", v, "stack", string(debug.Stack()))
+			s.broker.o.Logger.Error("a sink panicked", "channel", s.channel, "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
 	s.sink.Deliver(s.channel, p)
@@ -172,4 +222,4 @@ func (s *subscription) Close() {
 }
 
 // Interface guard
-var _ broker.Broker = (*Broker)(nil)
+var _ broker.Store = (*Broker)(nil)
