@@ -2,6 +2,7 @@
 
 GO ?= go
 FUZZTIME ?= 30s
+KILLS ?= 200
 PLATFORMS = linux/amd64 linux/arm64 darwin/arm64 windows/amd64
 MODULES = relay http.handlers.relay_publish layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
 
@@ -36,6 +37,14 @@ fuzz: ## run each fuzz target for FUZZTIME (30s)
 .PHONY: fuzz-short
 fuzz-short: ## run each fuzz target for 5s
 	@GO="$(GO)" FUZZTIME=5s ./scripts/fuzz
+
+.PHONY: crash
+crash: deps ## kill the relay, redis-server and clients KILLS (200) times each, and check that nothing is lost
+	CRASH_KILLS=$(KILLS) $(GO) test -v -timeout 120m -count=1 -run 'TestI2_RelayKilled|TestI2_RedisKilled|TestI5_ClientsVanish' ./integration
+
+.PHONY: properties
+properties: ## compare the stores with a plain model for a minute each
+	$(GO) test -timeout 30m -count=1 -run Propert ./broker/... -rapid.checks=2000
 
 .PHONY: golden
 golden: ## write the golden files of the configuration anew; look at the difference

@@ -26,6 +26,8 @@ const (
 	goRedis   = "github.com/redis/go-redis/v9"
 	prom      = "github.com/prometheus/client_golang"
 	humanize  = "github.com/dustin/go-humanize"
+	bbolt     = "go.etcd.io/bbolt"
+	rapid     = "pgregory.net/rapid"
 	brokerPkg = module + "/broker"
 )
 
@@ -41,9 +43,9 @@ var rooms = map[string]room{
 	"cmd/caddy":          {[]string{caddy, caddyL4, module}, "the binary only puts modules together"},
 	"l4relay":            {[]string{module + "/caddyrelay", caddy, caddyL4, xsys}, "caddy-l4's face knows sockets only through caddyrelay"},
 	"caddyrelay":         {[]string{module + "/broker", module + "/internal", caddy, zap, prom, humanize, cobra}, "Caddy's face must not need caddy-l4, nor a broker's driver"},
-	"broker/boltbroker":  {[]string{brokerPkg}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
+	"broker/boltbroker":  {[]string{brokerPkg, bbolt}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
 	"broker/redisbroker": {[]string{brokerPkg, goRedis}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
-	"broker/brokertest":  {[]string{brokerPkg}, "the suite knows the contract only, so that every broker can run it"},
+	"broker/brokertest":  {[]string{brokerPkg, rapid}, "the suite knows the contract only, so that every broker can run it"},
 	"broker":             {nil, "the vocabulary depends on nothing"},
 	"internal/hub":       {[]string{brokerPkg, module + "/internal/wire"}, "the hub knows no Caddy, no HTTP and no driver"},
 	"internal/wire":      {nil, "pure functions over bytes depend on nothing"},

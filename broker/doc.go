@@ -35,7 +35,7 @@
 //   - I10 Bounded. Whatever a peer can make grow has a limit in bytes and in count.
 //   - I11 Nothing a client sends can stop the process.
 //
-// This release has at_most_once channels: of the promises above, I3 (for one
-// sender), I8, I9, I10 and I11 hold for them. I1, I2 and I4 to I7 speak of
-// at_least_once, which comes next; asking for it is a configuration error.
+// All of them hold for at_least_once channels, whose messages a [Store] keeps. For
+// at_most_once channels I3 (for one sender), I8, I9, I10 and I11 do. It is at
+// least once, never exactly once: a message can arrive twice, under the same MID.
 package broker

@@ -27,7 +27,11 @@ func parsePublish(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			return nil, err
 		}
 	}
-	return p, at(p.begin, app.checkChannel(p.Channel))
+	err := app.checkChannel(p.Channel)
+	if err == nil {
+		err = p.checkStored(app.Channels[p.Channel].stores())
+	}
+	return p, at(p.begin, err)
 }
 
 // UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:

@@ -24,7 +24,11 @@ func parseStatus(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			return nil, err
 		}
 	}
-	return s, at(s.begin, app.checkChannel(s.Channel))
+	err := app.checkChannel(s.Channel)
+	if err == nil {
+		err = s.checkStored(app.Channels[s.Channel])
+	}
+	return s, at(s.begin, err)
 }
 
 // UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:

@@ -147,7 +147,13 @@ func (s sender) hub(st hub.Stats) {
 // like good news.
 func (s sender) store(g *generation) {
 	s.gauge(descReady, boolean(g.store.Ready() == nil))
-	for e, v := range g.store.Endings() {
+	endings := g.store.Endings()
+	for name := range g.channels {
+		if g.keeps(name) {
+			addMissing(endings, name)
+		}
+	}
+	for e, v := range endings {
 		s.counter(descFinished, v, e.Channel, string(e.State), string(e.Reason))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
@@ -172,6 +178,21 @@ func (s sender) store(g *generation) {
 			age = max(0, g.store.Now().Sub(u.Oldest).Seconds())
 		}
 		s.gauge(descOldest, age, name)
+	}
+}
+
+// addMissing adds the ends that no message of a channel has had yet, at zero: a counter that appears with its
+// first dead letter would hide that one from whoever watches its rate.
+func addMissing(endings map[broker.Ending]uint64, channel string) {
+	for _, state := range []broker.State{
+		broker.StateAcked, broker.StateWritten, broker.StateExpired, broker.StateCancelled, broker.StateErased,
+	} {
+		endings[broker.Ending{Channel: channel, State: state}] += 0
+	}
+	for _, reason := range []broker.DeadReason{
+		broker.DeadAttempts, broker.DeadCrashes, broker.DeadTerminated, broker.DeadRetention, broker.DeadUnframable, broker.DeadTooLarge,
+	} {
+		endings[broker.Ending{Channel: channel, State: broker.StateDead, Reason: reason}] += 0
 	}
 }
 

@@ -84,8 +84,8 @@ func (h *Status) Provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
-	if !h.app.Channels[h.Channel].stores() {
-		return fmt.Errorf("relay_status %s: the channel is at_most_once, of which nothing is stored: take the handler out", h.Channel)
+	if err := h.checkStored(h.app.Channels[h.Channel]); err != nil {
+		return err
 	}
 	values, err := secrets("token", h.Tokens)
 	if err != nil {
@@ -115,6 +115,13 @@ func (h *Status) check() error {
 		}
 	}
 	return nil
+}
+
+func (h *Status) checkStored(c *Channel) error {
+	if c.stores() {
+		return nil
+	}
+	return fmt.Errorf("relay_status %s: the channel is at_most_once, of which nothing is stored: take the handler out", h.Channel)
 }
 
 // maxFound bounds the messages that one ref can show.

@@ -85,7 +85,8 @@ func TestDocsLinks(t *testing.T) {
 // Every metric that the documents name exists, and the other way round.
 func TestDocsMetrics(t *testing.T) {
 	ctx, err := caddy.ProvisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{
-		"relay": []byte(`{"channels":{"pay":{"delivery":"at_most_once"}}}`),
+		"relay": fmt.Appendf(nil, `{"channels":{"pay":{},"notice":{"delivery":"at_most_once"}},"broker":{"type":"embedded","path":%q}}`,
+			filepath.Join(t.TempDir(), "relay.db")),
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -127,10 +128,15 @@ func TestREADMECommands(t *testing.T) {
 	n := newNode(t)
 	n.start(n.example())
 
-	var listened, raw outputOf
+	var listened, raw, later outputOf
+	starts := 0
 	actions := map[string]func(command string){
 		// What the process n runs is built from the same directory; the file is the same but for its ports.
-		"go run ./cmd/caddy run --config Caddyfile.example": func(string) {},
+		"go run ./cmd/caddy run --config Caddyfile.example": func(string) {
+			if starts++; starts == 2 {
+				n.start(n.example())
+			}
+		},
 		"go run ./cmd/caddy relay listen 01": func(string) {
 			listened.start(t, caddyBinary, "relay", "listen", "01", "--address", n.tcp)
 			n.awaitSessions("pay_mq_channel", 1)
@@ -142,19 +148,29 @@ func TestREADMECommands(t *testing.T) {
 			}
 			waitFor(t, "hello", func() bool { return strings.Contains(listened.String(), "hello\n") })
 		},
-		`(printf '01\n'; cat) | nc 127.0.0.1 9000`: func(command string) {
+		`(printf '02\n'; cat) | nc 127.0.0.1 9000`: func(command string) {
 			host, port, _ := strings.Cut(n.tcp, ":")
 			raw.start(t, "bash", "-c", strings.Replace(command, "127.0.0.1 9000", host+" "+port, 1))
 			n.awaitSessions("pay_mq_channel", 2)
 		},
-		`curl -d '{"amount":1}' http://127.0.0.1:8080/pay/01`: func(command string) {
+		`curl -d '{"amount":1}' http://127.0.0.1:8080/pay/02`: func(command string) {
 			out, err := exec.Command("bash", "-c", strings.Replace(command, "127.0.0.1:8080", n.http, 1)).CombinedOutput()
 			if err != nil {
 				t.Errorf("curl: %v\n%s", err, out)
 			}
-			for _, o := range []*outputOf{&listened, &raw} {
-				waitFor(t, "the amount", func() bool { return strings.Contains(o.String(), `{"amount":1}`+"\n") })
+			waitFor(t, "the amount", func() bool { return strings.Contains(raw.String(), `{"amount":1}`+"\n") })
+		},
+		`go run ./cmd/caddy relay publish 03 '{"amount":3}'`: func(string) {
+			out, err := n.command("relay", "publish", "03", `{"amount":3}`, "--url", "http://"+n.http+"/pay/{id}").CombinedOutput()
+			if err != nil {
+				t.Errorf("publish: %v\n%s", err, out)
 			}
+		},
+		// Only this process, and not every one on the machine.
+		`pkill -9 -f 'run --config Caddyfile.example'`: func(string) { n.kill() },
+		"go run ./cmd/caddy relay listen 03": func(string) {
+			later.start(t, caddyBinary, "relay", "listen", "03", "--address", n.tcp)
+			waitFor(t, "the payment", func() bool { return strings.Contains(later.String(), `{"amount":3}`+"\n") })
 		},
 		"make test": func(string) {}, // which runs this
 		// "make xcaddy" runs this line, with the pinned xcaddy.

@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -33,16 +34,15 @@ func TestExample(t *testing.T) {
 	n := newNode(t)
 	n.start(n.example())
 
-	plain := connect(t, n.tcp, "01", nil)
-	js := connectJSON(t, n.tcp, "01")
-	other := connect(t, n.tcp, "02", nil)
-	notice := connect(t, n.tcp2, "01", nil)
-	n.awaitSessions("pay_mq_channel", 3)
-	n.awaitSessions("notice_channel", 1)
+	n.storedExample()
+	plain := connect(t, n.tcp2, "01", nil)
+	js := connectJSON(t, n.tcp2, "01")
+	other := connect(t, n.tcp2, "02", nil)
+	n.awaitSessions("notice_channel", 3)
 
-	a := n.curl("/pay/01", `{"amount":1}`)
+	a := n.curl("/notice/01", `{"amount":1}`)
 	if a.status != http.StatusAccepted || a.fields["state"] != "published" || a.fields["id"] != "01" ||
-		a.fields["channel"] != "pay_mq_channel" || len(a.fields["mid"].(string)) < 22 {
+		a.fields["channel"] != "notice_channel" || len(a.fields["mid"].(string)) < 22 {
 		t.Errorf("answer: %d %s", a.status, a.text)
 	}
 	if _, there := a.fields["redis_receivers"]; there {
@@ -50,31 +50,63 @@ func TestExample(t *testing.T) {
 	}
 	plain.awaitLine(`{"amount":1}`)
 	m := object(t, js.awaitLine(`"message"`))
-	if m["mid"] != a.fields["mid"] || m["channel"] != "pay_mq_channel" || m["attempt"] != 1.0 {
+	if m["mid"] != a.fields["mid"] || m["channel"] != "notice_channel" || m["attempt"] != 1.0 {
 		t.Errorf("message: %v", m)
 	}
 	if body, ok := m["body"].(map[string]any); !ok || body["amount"] != 1.0 {
 		t.Errorf("body: %v", m["body"])
 	}
 
-	if a := n.curl("/pay/*", "to all"); a.status != http.StatusAccepted {
+	if a := n.curl("/notice/*", "to all"); a.status != http.StatusAccepted {
 		t.Errorf("answer: %d %s", a.status, a.text)
 	}
 	for _, s := range []*socket{plain, js, other} {
 		s.awaitLine("to all")
-	}
-	if a := n.curl("/notice/01", "a notice"); a.status != http.StatusAccepted {
-		t.Errorf("answer: %d %s", a.status, a.text)
-	}
-	notice.awaitLine("a notice")
-	if got := notice.got(); len(got) != 1 {
-		t.Errorf("the socket of the other channel got %q", got)
 	}
 	if got := other.got(); len(got) != 1 {
 		t.Errorf("the socket of another ID got %q", got)
 	}
 	if a := n.curl("/elsewhere/01", "x"); a.status != http.StatusNotFound {
 		t.Errorf("a path that nobody serves was answered %d", a.status)
+	}
+}
+
+// storedExample tries the example's at_least_once channel: a plain socket and one that speaks JSON get what curl
+// posts, before they come and after, and the status path says so.
+func (n *node) storedExample() {
+	t := n.t
+	before := n.curl("/pay/02", `{"amount":0}`)
+	plain := connect(t, n.tcp, "01", nil)
+	js := connectJSON(t, n.tcp, "02")
+	n.awaitSessions("pay_mq_channel", 2)
+	m := object(t, js.awaitLine(`"message"`))
+	if m["mid"] != before.fields["mid"] || m["attempt"] != 1.0 || m["fence"] == nil {
+		t.Errorf("message: %v", m)
+	}
+	if _, err := fmt.Fprintf(js.conn, `{"op":"ack","mid":%q,"reply":{"ok":true}}`+"\n", m["mid"]); err != nil {
+		t.Fatal(err)
+	}
+	a := n.curl("/pay/01", `{"amount":1}`)
+	if a.status != http.StatusAccepted || a.fields["state"] != "stored" || a.fields["durability"] != "fsync" ||
+		a.fields["channel"] != "pay_mq_channel" || a.header.Get("Location") != "/status/"+a.fields["mid"].(string) {
+		t.Errorf("answer: %d %s", a.status, a.text)
+	}
+	plain.awaitLine(`{"amount":1}`)
+	for _, x := range []struct {
+		answer answer
+		state  string
+	}{{before, "acked"}, {a, "written"}} {
+		var got answer
+		waitFor(t, "the message to be "+x.state, func() bool {
+			got = n.get("/status/" + x.answer.fields["mid"].(string))
+			return got.fields["state"] == x.state
+		})
+		if got.status != http.StatusOK || got.fields["attempts"] != 1.0 || got.fields["channel"] != "pay_mq_channel" {
+			t.Errorf("status: %s", got.text)
+		}
+	}
+	if a := n.curl("/pay/*", "to all"); a.status != http.StatusUnprocessableEntity || a.fields["error"] != "broadcast_not_stored" {
+		t.Errorf("answer to a broadcast: %d %s", a.status, a.text)
 	}
 }
 

@@ -54,3 +54,13 @@ func do(t *testing.T, req *http.Request) answer {
 }
 
 func asOpError(err error, target **net.OpError) bool { return errors.As(err, target) }
+
+// get asks for a path.
+func (n *node) get(path string) answer {
+	n.t.Helper()
+	req, err := http.NewRequest(http.MethodGet, "http://"+n.http+path, nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return do(n.t, req)
+}
