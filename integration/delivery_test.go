@@ -182,7 +182,7 @@ func TestWaitForTheAnswer(t *testing.T) {
 	}
 	for _, n := range []*node{a, b} {
 		c := wait(n, "paid at "+n.http)
-		s.say(`{"op":"ack","mid":%q,"reply":{"receipt":7}}`, s.messageOf("paid at "+n.http)["mid"])
+		s.say(`{"op":"ack","mid":%q,"reply":{"receipt":7}}`, s.messageOf("paid at " + n.http)["mid"])
 		got := <-c
 		want(t, "acked", got, 200, map[string]any{"state": "acked"})
 		if reply, _ := json.Marshal(got.fields["reply"]); string(reply) != `{"receipt":7}` || got.header.Get("Preference-Applied") != "wait=20" {

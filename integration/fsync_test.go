@@ -87,6 +87,7 @@ func parseStrace(t *testing.T, file string) (calls []*systemCall) {
 	number := 0
 	for line := range strings.Lines(string(data)) {
 		number++
+		line = strings.TrimSuffix(line, "\n")
 		if m := straceLine.FindStringSubmatch(line); m != nil {
 			c := &systemCall{name: m[2], text: m[3], began: number}
 			if strings.Contains(m[3], "<unfinished ...>") {

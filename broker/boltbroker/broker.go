@@ -57,6 +57,7 @@ type Broker struct {
 	loops      sync.WaitGroup
 	clock      atomic.Int64          // what Now has shown, in microseconds since 1970
 	broken     atomic.Pointer[error] // why nothing more is written
+	full       atomic.Bool           // the last commit found no room
 	policies   atomic.Pointer[map[string]broker.Policy]
 	failCommit func() error // for tests: what a commit fails with
 

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -36,6 +39,7 @@ const (
 type batch struct {
 	b     *Broker
 	tx    *bolt.Tx
+	id    int // of the transaction
 	ix    *index
 	now   time.Time
 	wrote bool
@@ -173,7 +177,9 @@ func (b *Broker) collect(first *operation) []*operation {
 
 // commit runs operations in one transaction and answers them. It returns errMore if one did.
 //
-// When the commit fails nobody knows what of it is on the disk: after a failed fsync the kernel takes the pages for
+// A full disk fails a commit before anything of it counts: the file is as it was, and the next one may find room.
+//
+// When the commit fails otherwise nobody knows what of it is on the disk: after a failed fsync the kernel takes the pages for
 // clean, and a later fsync would succeed without writing them. So nothing more is written, nor accepted, until a new
 // process has opened the file and looked at what is there.
 func (b *Broker) commit(ix *index, operations []*operation) (more error) {
@@ -192,6 +198,11 @@ func (b *Broker) commit(ix *index, operations []*operation) (more error) {
 		}
 		err = t.end()
 	}
+	if err != nil && b.recover(ix, t, err) {
+		answer(operations, fmt.Errorf("%w: %w: the disk of the store %s is full: %w: make room", broker.ErrRefused,
+			broker.ErrUnavailable, b.o.Path, err))
+		return nil
+	}
 	if err != nil {
 		err = fmt.Errorf("%w: the store %s failed: %w: see to the disk and restart Caddy; until then nothing is accepted",
 			broker.ErrUnavailable, b.o.Path, err)
@@ -199,6 +210,9 @@ func (b *Broker) commit(ix *index, operations []*operation) (more error) {
 		b.o.Logger.Error("the store failed; publishers are answered 503 until Caddy is restarted", "path", b.o.Path, "error", err)
 		answer(operations, err)
 		return nil
+	}
+	if b.full.Swap(false) && t.wrote {
+		b.o.Logger.Info("the disk has room again", "path", b.o.Path)
 	}
 	for _, f := range t.after {
 		f()
@@ -212,6 +226,44 @@ func (b *Broker) commit(ix *index, operations []*operation) (more error) {
 	return more
 }
 
+// recover goes on after a commit that failed for want of room, if it is certain that nothing of it is in the file. It
+// returns false if the broker cannot go on.
+func (b *Broker) recover(ix *index, t *batch, failure error) bool {
+	if t == nil || !isFull(failure) {
+		return false
+	}
+	fresh := newIndex() // the old one has what was not written
+	err := b.db.View(func(tx *bolt.Tx) error {
+		if tx.ID() >= t.id {
+			return errors.New("it was written all the same")
+		}
+		return fresh.read(tx)
+	})
+	if err != nil {
+		return false
+	}
+	b.mu.Lock()
+	for _, a := range b.owners {
+		box := fresh.box(a.channel, a.id)
+		box.owned, box.owner, box.window = true, a, a.window
+	}
+	b.mu.Unlock()
+	*ix = *fresh
+	if !b.full.Swap(true) { // and not for each attempt
+		b.o.Logger.Error("the disk is full; publishers are answered 503 until there is room", "path", b.o.Path, "error", failure)
+	}
+	return true
+}
+
+// isFull reports whether a write found no room. An fsync that says so is another matter: it comes without a path.
+func isFull(err error) bool {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return errors.Is(path.Err, syscall.ENOSPC) || errors.Is(path.Err, syscall.EFBIG) || errors.Is(path.Err, errQuota)
+	}
+	return strings.HasPrefix(err.Error(), "file resize error: ")
+}
+
 func answer(operations []*operation, err error) {
 	for _, o := range operations {
 		o.done <- err
@@ -223,7 +275,7 @@ func (b *Broker) begin(ix *index) (*batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &batch{b: b, tx: tx, ix: ix, now: b.Now(), dirty: make(map[string]bool)}, nil
+	return &batch{b: b, tx: tx, id: tx.ID(), ix: ix, now: b.Now(), dirty: make(map[string]bool)}, nil
 }
 
 // end commits, unless nothing was written.

@@ -28,17 +28,16 @@ func (b *Broker) openFile() (*bolt.DB, *index, error) {
 		return fail(err, "make the directory, or let this user write there, or set another path")
 	}
 	const foreign = "this is not a store of the relay, and is left as it is: set another path, or move the file away"
-	if info, err := os.Stat(path); err == nil && info.Size() > 0 {
-		if !info.Mode().IsRegular() {
-			return fail(errors.New("not a regular file"), foreign)
-		}
-		if err := looksLikeBolt(path); err != nil {
-			return fail(err, foreign+"; if it is a damaged store, bring back a backup")
-		}
+	var db *bolt.DB
+	err := error(nil)
+	if info, e := os.Stat(path); e == nil && info.Size() > 0 {
+		err = verify(path)
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: lockTimeout, FreelistType: bolt.FreelistMapType, NoFreelistSync: true, NoSync: b.o.NoSync, NoGrowSync: b.o.NoSync,
-	})
+	if err == nil {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout: lockTimeout, FreelistType: bolt.FreelistMapType, NoFreelistSync: true, NoSync: b.o.NoSync, NoGrowSync: b.o.NoSync,
+		})
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, bolterrors.ErrTimeout):
@@ -57,24 +56,6 @@ func (b *Broker) openFile() (*bolt.DB, *index, error) {
 		return fail(err, "bring back a backup, or move the file away to begin with an empty store")
 	}
 	return db, ix, nil
-}
-
-// looksLikeBolt keeps bbolt away from files of others: it would take a short one for its own to begin.
-func looksLikeBolt(path string) error {
-	f, err := os.Open(path) //nolint:gosec // the operator's own path
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var page [24]byte // the page header and the magic number of the first meta page
-	if _, err := f.ReadAt(page[:], 0); err != nil {
-		return errors.New("too short for a store")
-	}
-	const magic = 0xED0CDAED
-	if binary.LittleEndian.Uint32(page[16:]) != magic && binary.BigEndian.Uint32(page[16:]) != magic {
-		return errors.New("not a bbolt file")
-	}
-	return nil
 }
 
 var errForeign = errors.New("a bbolt file of another program")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,6 +62,7 @@ type verdict struct {
 	testing.TB
 	mu       sync.Mutex
 	failures []string
+	cleanups []func()
 }
 
 func judge(t *testing.T, name string, b Backend) *verdict {
@@ -75,6 +77,9 @@ func judge(t *testing.T, name string, b Backend) *verdict {
 			c.perform(v, b)
 		}()
 		<-done
+		for _, f := range slices.Backward(v.cleanups) {
+			f()
+		}
 		return v
 	}
 	t.Fatalf("there is no check %s", name)
@@ -82,6 +87,12 @@ func judge(t *testing.T, name string, b Backend) *verdict {
 }
 
 func (v *verdict) Helper() {}
+
+func (v *verdict) Cleanup(f func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.cleanups = append(v.cleanups, f)
+}
 
 func (v *verdict) Errorf(format string, args ...any) {
 	v.mu.Lock()

@@ -18,13 +18,16 @@ func TestFlawsAreFound(t *testing.T) {
 	defer func(d time.Duration) { patience = d }(patience)
 	patience = 500 * time.Millisecond
 	found := make(map[string]bool)
-	verdicts := make(map[*flaw]map[string]*verdict)
+	type finding struct {
+		f     *flaw
+		check string
+	}
+	verdicts := make(map[finding]*verdict)
 	var mu sync.Mutex
 	var judging sync.WaitGroup
 	seats := make(chan struct{}, 32) // most of them only wait
 	flaws := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, lifeFlaws)
 	for _, f := range flaws {
-		verdicts[f] = make(map[string]*verdict)
 		for _, check := range f.checks {
 			found[check] = true
 			seats <- struct{}{}
@@ -33,7 +36,7 @@ func TestFlawsAreFound(t *testing.T) {
 				v := judgeStore(t, check, f.harness())
 				mu.Lock()
 				defer mu.Unlock()
-				verdicts[f][check] = v
+				verdicts[finding{f, check}] = v
 			})
 		}
 	}
@@ -41,7 +44,7 @@ func TestFlawsAreFound(t *testing.T) {
 	for _, f := range flaws {
 		for _, check := range f.checks {
 			t.Run(f.name+"/"+check, func(t *testing.T) {
-				v := verdicts[f][check]
+				v := verdicts[finding{f, check}]
 				if len(v.failures) == 0 {
 					t.Fatal("the check passed")
 				}
@@ -68,6 +71,9 @@ func judgeStore(t *testing.T, name string, h StoreHarness) *verdict {
 			c.run(&rig{TB: v, h: h, b: h.Backend(t)})
 		}()
 		<-done
+		for _, f := range slices.Backward(v.cleanups) {
+			f()
+		}
 		return v
 	}
 	t.Errorf("there is no check %s", name)

@@ -124,6 +124,14 @@ func storedMessageComesBack(r *rig) {
 	}
 }
 
+func show(m *broker.Message) string {
+	if m == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%s %q %q ref %q key %q source %q type %q headers %q at %s, %d bytes %.60q",
+		m.MID, m.Channel, m.ID, m.Ref, m.Key, m.Source, m.ContentType, m.Headers, m.Time, len(m.Body), m.Body)
+}
+
 func copyOf(m *broker.Message) *broker.Message {
 	c := *m
 	return &c
@@ -134,7 +142,7 @@ func (r *rig) mustEqual(what string, got, want *broker.Message) {
 	if got == nil || got.MID != want.MID || got.Channel != want.Channel || got.ID != want.ID || got.Ref != want.Ref || got.Key != want.Key ||
 		got.Source != want.Source || got.ContentType != want.ContentType || string(got.Body) != string(want.Body) ||
 		!got.Time.Equal(want.Time) || !maps.Equal(got.Headers, want.Headers) {
-		r.Errorf("%s: got %.300v, want %.300v", what, got, want)
+		r.Errorf("%s: got %s, want %s", what, show(got), show(want))
 	}
 }
 

@@ -1,11 +1,13 @@
 package redisbroker
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +28,7 @@ type Options struct {
 	// DB is the database number. Publish and subscribe are the same in all of them.
 	DB int
 
-	// Prefix begins the names of the relay's own channels. Default relay.
+	// Prefix begins the names of the relay's own channels and keys. It holds no braces. Default relay.
 	Prefix string
 
 	// Node names this process among the nodes, and must be its own. Default: random.
@@ -41,6 +43,11 @@ type Options struct {
 
 	// Timeout bounds a dial, and one exchange with the server. Default 2 s.
 	Timeout time.Duration
+
+	// Replicas is how many replicas an append waits for, and ReplicaTimeout how long. What was
+	// confirmed in time is in the answer. Default none, and 50 ms.
+	Replicas       int
+	ReplicaTimeout time.Duration
 
 	// ProbeInterval is the time between two probes while nothing else happens, and how
 	// long an echo may take. Default 5 s.
@@ -69,6 +76,8 @@ type Broker struct {
 	o          Options
 	queue      chan *job
 	configured chan struct{}
+	names      names
+	store      *store
 	ctx        context.Context
 	stop       context.CancelFunc // ends the goroutines
 	loops      sync.WaitGroup
@@ -99,16 +108,27 @@ func New(o Options) (*Broker, error) {
 	if o.Network != "" && o.Network != "tcp" && o.Network != "unix" {
 		return nil, fmt.Errorf("redis: the network is %q; it must be tcp or unix", o.Network)
 	}
+	if strings.ContainsAny(o.Prefix, "{}") {
+		return nil, fmt.Errorf("redis: the prefix is %q; braces would decide where a cluster keeps its keys: write it without", o.Prefix)
+	}
+	if o.Replicas > 0 && o.ReplicaTimeout >= cmp.Or(o.Timeout, defaultTimeout) {
+		return nil, fmt.Errorf("redis: replicas have %v to confirm; that must be less than the %v of one exchange with the server",
+			o.ReplicaTimeout, cmp.Or(o.Timeout, defaultTimeout))
+	}
 	o.setDefaults()
 	b := &Broker{
 		o: o, queue: make(chan *job, maxQueue), configured: make(chan struct{}, 1), topics: make(map[string]*topic),
 	}
 	b.settings.Store(&o.Settings)
 	b.client = b.newClient(b.dial)
+	b.names = names{prefix: o.Prefix}
+	b.store = newStore(b)
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.loops.Go(b.commitLoop)
 	return b, nil
 }
+
+const defaultTimeout = 2 * time.Second
 
 func (o *Options) setDefaults() {
 	if o.Network == "" {
@@ -126,7 +146,8 @@ func (o *Options) setDefaults() {
 	for _, d := range []struct {
 		value     *time.Duration
 		otherwise time.Duration
-	}{{&o.Timeout, 2 * time.Second}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond}} {
+	}{{&o.Timeout, defaultTimeout}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond},
+		{&o.ReplicaTimeout, 50 * time.Millisecond}} {
 		if *d.value <= 0 {
 			*d.value = d.otherwise
 		}
@@ -166,6 +187,7 @@ func (b *Broker) close() {
 	b.stop()
 	b.endSession(broker.ErrClosed)
 	b.loops.Wait()
+	b.store.closed()
 
 	b.mu.Lock()
 	topics := b.topics
@@ -196,5 +218,8 @@ func (b *Broker) published(limit time.Duration) bool {
 	}
 }
 
-// Interface guard
-var _ broker.Broker = (*Broker)(nil)
+// Interface guards
+var (
+	_ broker.Broker = (*Broker)(nil)
+	_ broker.Store  = (*Broker)(nil)
+)

@@ -26,7 +26,11 @@ type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // newClient returns a client that makes its connections with dial.
 func (b *Broker) newClient(dial dialer) *redis.Client {
-	return redis.NewClient(&redis.Options{
+	return redis.NewClient(b.newClientOptions(dial))
+}
+
+func (b *Broker) newClientOptions(dial dialer) *redis.Options {
+	return &redis.Options{
 		Network: b.o.Network, Addr: b.o.Address, DB: b.o.DB,
 		Dialer: dial,
 		CredentialsProviderContext: func(context.Context) (string, string, error) {
@@ -49,7 +53,7 @@ func (b *Broker) newClient(dial dialer) *redis.Client {
 		// Two more commands for each new connection, that servers before 7.2 answer with errors.
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
+	}
 }
 
 // dial connects with the newest settings.
@@ -95,6 +99,9 @@ func (b *Broker) rights() string {
 	text := rights
 	if b.o.DB != 0 {
 		text += " +select"
+	}
+	if b.store.begun.Load() {
+		text += storeRights + " ~" + b.o.Prefix + ":* &" + b.o.Prefix + ":node:*"
 	}
 	return text + " &" + b.o.Prefix + ":probe:* and & with each channel's name"
 }

@@ -14,6 +14,8 @@ const (
 	unknown kind = iota
 	subscribing
 	publishing
+	storing // the store's two lanes
+	others
 )
 
 // proxy stands between a broker and its server, and does to connections what networks do.
@@ -92,6 +94,10 @@ func (p *proxy) forward(l *link) {
 			l.kind = subscribing
 		case bytes.Contains(buf[:n], []byte("\r\npublish\r\n")):
 			l.kind = publishing
+		case bytes.Contains(buf[:n], []byte(scriptAppend.sha)):
+			l.kind = storing
+		case bytes.Contains(buf[:n], []byte("\r\nevalsha\r\n")):
+			l.kind = others
 		}
 		if p.mute[l.kind] {
 			l.muted = true

@@ -1,0 +1,289 @@
+package boltbroker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+const channel = "pay"
+
+func newStore(t testing.TB, o Options) *Broker {
+	t.Helper()
+	if o.Path == "" {
+		o.Path = filepath.Join(t.TempDir(), "relay.db")
+	}
+	b := New(o)
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+func message(id, body string) *broker.Message {
+	return &broker.Message{
+		MID: broker.NewMessageID(channel, id, ""), Channel: channel, ID: id, Body: []byte(body), Time: time.UnixMilli(1700000000123),
+	}
+}
+
+func mustAppend(t testing.TB, b *Broker, m *broker.Message, o broker.AppendOptions) string {
+	t.Helper()
+	out, err := b.Append(context.Background(), m, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.MID
+}
+
+// nobody is an owner that does nothing.
+type nobody struct{}
+
+func (nobody) Ring()                               {}
+func (nobody) Lost(error)                          {}
+func (nobody) Withdraw(uint64, string) bool        { return false }
+func (nobody) Attempts(uint64, string) (int, bool) { return 0, false }
+
+func bodies(t testing.TB, b *Broker, id string) string {
+	t.Helper()
+	m, page, err := b.Attach(context.Background(), channel, id, nobody{}, broker.AttachOptions{Limit: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range page {
+		all = append(all, string(e.Message.Body))
+	}
+	if err := m.Detach(context.Background(), nil); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, " ")
+}
+
+// I1: after a commit that failed nothing more is accepted, until the file is opened again.
+func TestI1_BrokenUntilReopened(t *testing.T) {
+	b := newStore(t, Options{})
+	mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
+	b.failCommit = func() error { return syscall.EIO }
+	_, err := b.Append(context.Background(), message("01", "b"), broker.AppendOptions{})
+	if !errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrRefused) {
+		t.Errorf("the commit that failed: %v; want ErrUnavailable, and not ErrRefused: nobody knows", err)
+	}
+	for range 2 {
+		_, err = b.Append(context.Background(), message("01", "c"), broker.AppendOptions{})
+		if !errors.Is(err, broker.ErrUnavailable) || !errors.Is(err, broker.ErrRefused) || !strings.Contains(err.Error(), b.o.Path) {
+			t.Errorf("after it: %v", err)
+		}
+	}
+	if b.Ready() == nil {
+		t.Error("a broken store is ready")
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := newStore(t, Options{Path: b.o.Path})
+	if got := bodies(t, again, "01"); got != "a" {
+		t.Errorf("the file has %q", got)
+	}
+}
+
+// I9: a full disk refuses, loses nothing, and is no end: when there is room, all goes on.
+func TestI9_DiskFull(t *testing.T) {
+	b := newStore(t, Options{})
+	mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
+	box, page, err := b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := true
+	b.failCommit = func() error { // called by the committer only, and not while this test is not waiting for it
+		if full {
+			return &fs.PathError{Op: "write", Path: b.o.Path, Err: syscall.ENOSPC}
+		}
+		return nil
+	}
+	for range 3 {
+		_, err := b.Append(context.Background(), message("01", "b"), broker.AppendOptions{})
+		if !errors.Is(err, broker.ErrRefused) || !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "full") {
+			t.Errorf("on a full disk: %v", err)
+		}
+	}
+	settle := []broker.Outcome{{Seq: page[0].Seq, MID: page[0].Message.MID, State: broker.StateAcked}}
+	if _, err := box.Settle(context.Background(), settle); err == nil {
+		t.Error("settled on a full disk")
+	}
+	full = false
+	mustAppend(t, b, message("01", "c"), broker.AppendOptions{})
+	if v, err := box.Settle(context.Background(), settle); err != nil || v[0] != broker.Settled {
+		t.Errorf("settling when there is room: %v, %v", v, err)
+	}
+	if page, err := box.Read(context.Background(), 0, 10, 1<<20); err != nil || len(page) != 1 || string(page[0].Message.Body) != "c" {
+		t.Errorf("the mailbox: %v, %v", page, err)
+	}
+}
+
+// Operations that are committed together do not harm each other.
+func TestBadOperationsHaveNeighbours(t *testing.T) {
+	b := newStore(t, Options{})
+	b.SetPolicies(map[string]broker.Policy{channel: {MaxPending: 3}})
+	mustAppend(t, b, message("warm", "up"), broker.AppendOptions{})
+	var commits int
+	gate := make(chan struct{})
+	b.failCommit = func() error { // the first commit waits until all the others are in the queue
+		if commits++; commits == 1 {
+			<-gate
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	stored := 0
+	start := func(m *broker.Message, o broker.AppendOptions) {
+		wg.Go(func() {
+			if _, err := b.Append(context.Background(), m, o); err == nil {
+				mu.Lock()
+				stored++
+				mu.Unlock()
+			}
+		})
+	}
+	start(message("first", "x"), broker.AppendOptions{})
+	for i := range 10 {
+		start(message("full", fmt.Sprint(i)), broker.AppendOptions{})
+		start(message(fmt.Sprint("good", i), "x"), broker.AppendOptions{})
+		start(message("late", "x"), broker.AppendOptions{Expires: time.UnixMilli(1)})
+	}
+	for len(b.queue) < 30 {
+		time.Sleep(time.Millisecond)
+	}
+	close(gate)
+	wg.Wait()
+	if stored != 1+3+10 {
+		t.Errorf("%d messages stored, want 14", stored)
+	}
+	if commits > 3 {
+		t.Errorf("%d commits for 31 operations", commits)
+	}
+	u, err := b.Usage(context.Background())
+	if err != nil || u[channel].Pending != 15 || u[channel].Records != 15 {
+		t.Errorf("usage: %+v, %v", u, err)
+	}
+}
+
+// A file that is no store of this release is refused with its path and a way out, and left as it is.
+func TestFilesThatAreNoStore(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	made := func(name string, fill func(tx *bolt.Tx) error) string {
+		path := filepath.Join(dir, name)
+		db, err := bolt.Open(path, 0o600, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(db.Update(fill), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	whole := newStore(t, Options{})
+	for range 50 {
+		mustAppend(t, whole, message("01", strings.Repeat("x", 4000)), broker.AppendOptions{})
+	}
+	if err := whole.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(whole.o.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucket(bucketMeta)
+		return errors.Join(err, b.Put(keyProgram, []byte(program)), b.Put(keyFormat, []byte{4}))
+	}
+	for _, c := range []struct{ name, path, says string }{
+		{"text", write("text.db", strings.Repeat("my thesis\n", 1000)), "not a bbolt file"},
+		{"short", write("short.db", "x"), "too short"},
+		{"directory", dir, "not a regular file"},
+		{"another program's", made("other.db", func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("acme")); return err }), "another program"},
+		{"newer", made("newer.db", newer), "format 2"},
+		{"cut", write("cut.db", string(data[:9000])), ""},
+		{"damaged", write("damaged.db", string(data[:16])+strings.Repeat("\xff", len(data)-16)), ""},
+	} {
+		before, _ := os.ReadFile(c.path)
+		b := newStore(t, Options{Path: c.path})
+		err := b.Start()
+		if err == nil || !strings.Contains(err.Error(), c.path) || !strings.Contains(err.Error(), c.says) ||
+			!errors.Is(err, broker.ErrRefused) || !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if _, err := b.Append(context.Background(), message("01", "x"), broker.AppendOptions{}); err == nil {
+			t.Errorf("%s: stored a message in it", c.name)
+		}
+		if after, _ := os.ReadFile(c.path); string(after) != string(before) {
+			t.Errorf("%s: the file was changed", c.name)
+		}
+	}
+}
+
+func TestTwoBrokersWithOneFile(t *testing.T) {
+	a := newStore(t, Options{})
+	if err := a.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b := newStore(t, Options{Path: a.o.Path})
+	if err := b.Start(); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("the second: %v", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(); err != nil {
+		t.Errorf("once the first has let go: %v", err)
+	}
+}
+
+// Another message can have the same key once its dedupe window is over. Its MID leads to the same record.
+func TestRecordOfAnotherMessage(t *testing.T) {
+	now := time.Now()
+	b := newStore(t, Options{Clock: func() time.Time { return now }})
+	b.SetPolicies(map[string]broker.Policy{channel: {Retention: time.Hour, Dedupe: time.Hour, Receipts: time.Minute}})
+	keyed := func() *broker.Message {
+		m := message("01", "x")
+		m.MID, m.Key = broker.NewMessageID(channel, "01", "k"), "k"
+		return m
+	}
+	first := mustAppend(t, b, keyed(), broker.AppendOptions{Key: "k"})
+	if again := mustAppend(t, b, keyed(), broker.AppendOptions{Key: "k"}); again != first {
+		t.Fatalf("%s is no duplicate of %s", again, first)
+	}
+	if c, err := b.Cancel(context.Background(), first); c != broker.CancelDone || err != nil {
+		t.Fatal(c, err)
+	}
+	if _, err := b.Lookup(context.Background(), keyed().MID); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("a MID that was never stored: %v", err)
+	}
+}
+
+func TestWithoutAPath(t *testing.T) {
+	b := New(Options{})
+	defer b.Close()
+	_, err := b.Append(context.Background(), message("01", "x"), broker.AppendOptions{})
+	if !errors.Is(err, broker.ErrRefused) || !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+}

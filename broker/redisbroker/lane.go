@@ -1,0 +1,274 @@
+package redisbroker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+const (
+	// maxQueueBytes bounds what waits in a lane, so that messages of a megabyte cannot fill the memory
+	// while Redis hangs.
+	maxQueueBytes = 64 << 20
+)
+
+// op is one script call, or one command, on its way to the server.
+type op struct {
+	script *script // nil: args are a command
+	keys   []string
+	args   []any
+	size   int          // roughly, in bytes
+	admit  func() error // asked just before it is sent; nil: always
+	state  atomic.Uint32
+	done   chan struct{} // closed when the rest is set
+
+	reply    any
+	err      error
+	replicas int // that have confirmed it, in the lane that waits for them
+}
+
+func newOp(s *script, keys []string, args ...any) *op {
+	return &op{script: s, keys: keys, args: args, size: 256, done: make(chan struct{})}
+}
+
+// lane is a queue of operations, and the connection that they take: what waits is sent in one pipeline, as
+// publications are; see publish.go. There is one for appends and one for the rest, so that the
+// latter need not wait for replicas, nor the former for large pages.
+type lane struct {
+	b     *Broker
+	queue chan *op
+	bytes atomic.Int64 // in the queue
+	wait  bool         // for replicas: it is the one for appends
+
+	// Owned by loop.
+	client *redis.Client
+}
+
+func (b *Broker) newLane(wait bool) *lane {
+	l := &lane{b: b, queue: make(chan *op, maxQueue), wait: wait}
+	l.client = b.newStoreClient()
+	return l
+}
+
+// do hands an operation over and waits for its result.
+func (l *lane) do(ctx context.Context, o *op) error {
+	if err := l.put(ctx, o); err != nil {
+		return err
+	}
+	return l.await(ctx, o)
+}
+
+func (l *lane) put(ctx context.Context, o *op) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrRefused, l.b.explain(err))
+	}
+	if l.bytes.Add(int64(o.size)) <= maxQueueBytes {
+		select {
+		case l.queue <- o:
+			return nil
+		default:
+		}
+	}
+	l.bytes.Add(-int64(o.size))
+	return fmt.Errorf("%w: %w: redis at %s does not keep up: %d requests wait already; try again later",
+		broker.ErrRefused, broker.ErrUnavailable, l.b.o.Address, len(l.queue))
+}
+
+func (l *lane) await(ctx context.Context, o *op) error {
+	b := l.b
+	select {
+	case <-o.done:
+	case <-ctx.Done():
+		if o.state.CompareAndSwap(waiting, abandoned) {
+			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explain(ctx.Err()))
+		}
+		select {
+		case <-o.done: // it was done at the same moment
+		default:
+			return b.explain(ctx.Err())
+		}
+	case <-b.ctx.Done():
+		if o.state.CompareAndSwap(waiting, abandoned) {
+			return fmt.Errorf("%w: %w", broker.ErrRefused, broker.ErrClosed)
+		}
+		<-o.done
+	}
+	switch {
+	case o.err == nil:
+		return nil
+	case errors.Is(o.err, broker.ErrRefused): // by admit
+		return o.err
+	case errors.Is(o.err, broker.ErrFormat) || notDone(o.err):
+		return fmt.Errorf("%w: %w", broker.ErrRefused, b.explain(o.err))
+	}
+	return b.explain(o.err)
+}
+
+// notDone reports whether err proves that a script changed nothing. Other errors of a script may come
+// from its middle.
+func notDone(err error) bool {
+	if isDialError(err) || errors.Is(err, redis.ErrPoolTimeout) {
+		return true
+	}
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return false
+	}
+	text := err.Error()
+	for _, code := range []string{"OOM", "MISCONF", "READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOAUTH", "WRONGPASS", "MOVED", "CLUSTERDOWN", "NOSCRIPT"} {
+		if strings.HasPrefix(text, code+" ") || strings.Contains(text, "-"+code+" ") || strings.Contains(text, ": "+code+" ") {
+			return true
+		}
+	}
+	return false
+}
+
+// loop sends what waits until the broker is closed.
+func (l *lane) loop() {
+	defer func() { _ = l.client.Close() }()
+	for {
+		select {
+		case <-l.b.ctx.Done():
+			return
+		case first := <-l.queue:
+			l.commit(l.batch(first))
+		}
+	}
+}
+
+// batch takes what waits behind first, within the bounds.
+func (l *lane) batch(first *op) []*op {
+	ops, size := make([]*op, 0, 16), 0
+	for o := first; ; {
+		l.bytes.Add(-int64(o.size))
+		if o.state.CompareAndSwap(waiting, taken) {
+			ops = append(ops, o)
+			size += o.size
+		}
+		if len(ops) >= maxBatch || size >= maxBatchBytes {
+			return ops
+		}
+		select {
+		case o = <-l.queue:
+		default:
+			return ops
+		}
+	}
+}
+
+// commit sends a batch, and a second time those whose script the server did not know: they did not
+// run. Nothing else is sent twice.
+func (l *lane) commit(ops []*op) {
+	if l.wait && !l.b.store.seen().known {
+		// Whether the server can be trusted is to be known before it is given anything.
+		ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
+		_ = l.client.Ping(ctx).Err() // if it fails, so does what follows
+		cancel()
+	}
+	send := l.admitted(ops)
+	if len(send) > 0 {
+		l.send(send)
+		if unknown := unknownScripts(send); len(unknown) > 0 {
+			l.teach(unknown)
+			l.send(unknown)
+		}
+	}
+	redial := false
+	for _, o := range ops {
+		redial = redial || isDialError(o.err)
+		close(o.done)
+	}
+	if redial { // see commit in publish.go
+		_ = l.client.Close()
+		l.client = l.b.newStoreClient()
+	}
+}
+
+func (l *lane) admitted(ops []*op) []*op {
+	send := make([]*op, 0, len(ops))
+	for _, o := range ops {
+		if o.admit != nil {
+			if o.err = o.admit(); o.err != nil {
+				continue
+			}
+		}
+		send = append(send, o)
+	}
+	return send
+}
+
+func (l *lane) send(ops []*op) {
+	ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
+	defer cancel()
+	pipe := l.client.Pipeline()
+	cmds := make([]*redis.Cmd, len(ops))
+	for i, o := range ops {
+		if o.script == nil {
+			cmds[i] = pipe.Do(ctx, o.args...)
+		} else {
+			cmds[i] = pipe.EvalSha(ctx, l.version(o.script).sha, o.keys, o.args...)
+		}
+	}
+	var wait *redis.Cmd
+	if l.wait && l.b.o.Replicas > 0 {
+		wait = pipe.Do(ctx, "WAIT", l.b.o.Replicas, wholeMillis(l.b.o.ReplicaTimeout)) // never 0, which is for ever
+	}
+	_, err := pipe.Exec(ctx)
+	if err != nil && !slices.ContainsFunc(cmds, func(c *redis.Cmd) bool { return c.Err() != nil }) && (wait == nil || wait.Err() == nil) {
+		for _, c := range cmds { // as in publish.go: Redis did not log us in
+			c.SetErr(err)
+		}
+	}
+	replicas := 0
+	if wait != nil {
+		replicas, _ = wait.Int() // none, if it failed
+	}
+	for i, o := range ops {
+		o.reply, o.err = cmds[i].Result()
+		if errors.Is(o.err, redis.Nil) {
+			o.reply, o.err = nil, nil
+		}
+		o.replicas = replicas
+	}
+	l.b.store.reached(err)
+}
+
+func unknownScripts(ops []*op) []*op {
+	var unknown []*op
+	for _, o := range ops {
+		if o.err != nil && strings.HasPrefix(o.err.Error(), "NOSCRIPT") {
+			unknown = append(unknown, o)
+		}
+	}
+	return unknown
+}
+
+// version returns the script as it is to be run: as it is, but for tests.
+func (l *lane) version(s *script) *script {
+	if rewrite := l.b.store.rewrite.Load(); rewrite != nil {
+		return (*rewrite)(s)
+	}
+	return s
+}
+
+// teach has the server learn the scripts of ops. If that fails, the second try shows it.
+func (l *lane) teach(ops []*op) {
+	ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
+	defer cancel()
+	known := make(map[*script]bool)
+	pipe := l.client.Pipeline()
+	for _, o := range ops {
+		if !known[o.script] {
+			known[o.script] = true
+			pipe.ScriptLoad(ctx, l.version(o.script).text)
+		}
+	}
+	_, _ = pipe.Exec(ctx)
+}

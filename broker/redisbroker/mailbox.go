@@ -1,0 +1,358 @@
+package redisbroker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+// mailbox is an owner's hold on a mailbox.
+type mailbox struct {
+	s     *store
+	place place
+	name  string // of the owner, unlike that of any other attach
+	owner broker.Owner
+
+	mu    sync.Mutex
+	fence uint64 // 0 while it is being attached
+	read  uint64 // the last sequence that the owner has read, or was rung for
+	over  error  // why the owner is none any more; errDetached after Detach
+
+	// telling is held while the owner is told of the end, so that Detach can wait for that.
+	telling sync.Mutex
+}
+
+var errDetached = fmt.Errorf("%w: it was given up", broker.ErrFenced)
+
+// maxWindow bounds what a script does for the entries that an owner who is gone may have pushed.
+const maxWindow = 4096
+
+// Attach implements [broker.Store].
+func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, []broker.Entry, error) {
+	leave, err := b.enter()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer leave()
+	s := b.store
+	o.Window = min(max(o.Window, 1), maxWindow)
+	limit, size := cmp.Or(max(o.Limit, 0), o.Window), cmp.Or(max(o.Bytes, 0), 1<<20)
+	m := &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
+	s.register(m) // before, so that no ring is missed
+	r, err := s.call(ctx, scriptAttach, s.names.mailbox(m.place), m.name, o.Window, limit, size, s.clock.highest(m.place.part))
+	if err == nil {
+		var page []broker.Entry
+		if page, err = m.attached(r); err == nil {
+			return m, page, nil
+		}
+	}
+	s.unregister(m)
+	if !errors.Is(err, broker.ErrRefused) {
+		// Redis may believe that this owner has it, whom nobody will hear of.
+		s.orphaned(m, nil)
+	}
+	return nil, nil, err
+}
+
+// attached takes the script's answer.
+func (m *mailbox) attached(r *reply) ([]broker.Entry, error) {
+	s := m.s
+	now, fence, last, before := r.number(), uint64(r.number()), uint64(r.number()), r.text()
+	page, err := r.entries()
+	if err != nil {
+		return nil, s.wrong("attach", err)
+	}
+	s.clock.set(now)
+	s.clock.note(m.place.part, max(fence, last))
+	m.mu.Lock()
+	m.fence = fence
+	m.mu.Unlock()
+	m.noteRead(page)
+	if s.muted.Load() {
+		return page, nil
+	}
+	for _, other := range s.local(m.place.box) {
+		other.mu.Lock()
+		theirs := other.fence
+		other.mu.Unlock()
+		switch {
+		case theirs > fence: // it came later, and was answered sooner
+			m.lose(broker.ErrFenced)
+		case theirs != 0 && theirs < fence:
+			other.lose(broker.ErrFenced)
+		}
+	}
+	if before != "" && !s.ours(before) {
+		s.notices.lost(s.names.node(before), m.place.box, before)
+	}
+	return page, nil
+}
+
+func (m *mailbox) noteRead(page []broker.Entry) {
+	if len(page) == 0 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.read = max(m.read, page[len(page)-1].Seq)
+}
+
+// Fence implements [broker.Mailbox].
+func (m *mailbox) Fence() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.fence
+}
+
+// end returns why the owner is none any more, or nil.
+func (m *mailbox) end() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.over
+}
+
+// enter begins a call for the owner.
+func (m *mailbox) enter() (func(), error) {
+	leave, err := m.s.b.enter()
+	if err != nil {
+		return nil, err
+	}
+	if err := m.end(); err != nil {
+		leave()
+		return nil, fmt.Errorf("%w: channel %s, destination %s", err, m.place.channel, m.place.id)
+	}
+	return leave, nil
+}
+
+// lose tells the owner that it is none any more.
+func (m *mailbox) lose(err error) {
+	m.telling.Lock()
+	defer m.telling.Unlock()
+	m.mu.Lock()
+	news := m.over == nil
+	if news {
+		m.over = err
+	}
+	m.mu.Unlock()
+	if news {
+		m.s.unregister(m)
+		m.s.guard("Lost", func() { m.owner.Lost(err) })
+	}
+}
+
+func (m *mailbox) fenced() error {
+	m.lose(broker.ErrFenced)
+	return fmt.Errorf("%w: channel %s, destination %s", broker.ErrFenced, m.place.channel, m.place.id)
+}
+
+// Read implements [broker.Mailbox].
+func (m *mailbox) Read(ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error) {
+	leave, err := m.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	s := m.s
+	r, err := s.call(ctx, scriptRead, s.names.mailbox(m.place), m.name, after, max(limit, 1), bytes)
+	if err != nil {
+		return nil, err
+	}
+	s.clock.set(r.number())
+	if !r.more() {
+		return nil, m.fenced()
+	}
+	r.number()
+	page, err := r.entries()
+	if err != nil {
+		return nil, s.wrong("read", err)
+	}
+	m.noteRead(page)
+	return page, nil
+}
+
+// Settle implements [broker.Mailbox].
+func (m *mailbox) Settle(ctx context.Context, outcomes []broker.Outcome) ([]broker.Verdict, error) {
+	leave, err := m.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if len(outcomes) == 0 {
+		return nil, nil
+	}
+	done, err := m.s.settle(ctx, settling{mode: "own", place: m.place, owner: m.name, outcomes: outcomes})
+	if err != nil {
+		return nil, err
+	}
+	if done.fenced {
+		return nil, m.fenced()
+	}
+	verdicts := make([]broker.Verdict, len(outcomes))
+	for i := range verdicts {
+		if done.verdicts[i] != '0' {
+			verdicts[i] = broker.Gone
+		}
+	}
+	return verdicts, nil
+}
+
+// Detach implements [broker.Mailbox].
+func (m *mailbox) Detach(ctx context.Context, counts []broker.Outcome) error {
+	leave, err := m.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	m.telling.Lock()
+	m.mu.Lock()
+	over := m.over
+	if over == nil {
+		m.over = errDetached
+	}
+	m.mu.Unlock()
+	m.telling.Unlock()
+	if over != nil {
+		return fmt.Errorf("%w: channel %s, destination %s", over, m.place.channel, m.place.id)
+	}
+	m.s.unregister(m)
+	done, err := m.s.settle(ctx, settling{mode: "detach", place: m.place, owner: m.name, outcomes: counts})
+	switch {
+	case err != nil:
+		m.s.orphaned(m, counts)
+		return err
+	case done.fenced:
+		return fmt.Errorf("%w: channel %s, destination %s", broker.ErrFenced, m.place.channel, m.place.id)
+	}
+	return nil
+}
+
+func (s *store) register(m *mailbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.boxes[m.place.box] = append(slices.Clone(s.boxes[m.place.box]), m)
+}
+
+func (s *store) unregister(m *mailbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := slices.DeleteFunc(slices.Clone(s.boxes[m.place.box]), func(other *mailbox) bool { return other == m })
+	if len(rest) == 0 {
+		delete(s.boxes, m.place.box)
+		return
+	}
+	s.boxes[m.place.box] = rest
+}
+
+// local returns this node's mailboxes of a name.
+func (s *store) local(box string) []*mailbox {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.boxes[box]
+}
+
+// owned returns this node's mailbox that an owner of that name has, or nil.
+func (s *store) owned(box, owner string) *mailbox {
+	for _, m := range s.local(box) {
+		if m.name == owner {
+			return m
+		}
+	}
+	return nil
+}
+
+// ring tells an owner, wherever it is, that its mailbox has news.
+func (s *store) ring(at place, owner string) {
+	switch {
+	case owner == "" || s.muted.Load():
+	case s.ours(owner):
+		s.ringHere(at.box)
+	default:
+		s.notices.ring(s.names.node(owner), at.box)
+	}
+}
+
+func (s *store) ringHere(box string) {
+	for _, m := range s.local(box) {
+		s.guard("Ring", m.owner.Ring)
+	}
+}
+
+// guard calls an owner. A panic in it is its own affair (I11).
+func (s *store) guard(what string, f func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.b.o.Logger.Error("an owner panicked", "call", what, "panic", v)
+		}
+	}()
+	f()
+}
+
+// settling is one call of the script that finishes entries.
+type settling struct {
+	mode, owner string
+	place       place
+	grace       int64
+	outcomes    []broker.Outcome
+}
+
+// settledAs is its answer.
+type settledAs struct {
+	fenced   bool
+	owner    string // if fenced: who has it
+	verdicts string
+}
+
+// settle calls the script, counts what it finished, and tells those who wait.
+func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
+	p := s.policy(t.place.channel)
+	keys := s.names.mailbox(t.place)
+	args := make([]any, 0, 7+10*len(t.outcomes))
+	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace)
+	for _, o := range t.outcomes {
+		keys = append(keys, s.names.recordsIn(t.place.part, o.MID)...)
+		args = append(args, o.Seq, o.MID, string(o.State), string(o.Reason), o.Detail, o.Reply,
+			max(o.Attempts, 0), max(o.Failures, 0), max(o.Deaths, 0), millis(o.NotBefore))
+	}
+	r, err := s.call(ctx, scriptSettle, keys, args...)
+	if err != nil {
+		return settledAs{}, err
+	}
+	what, now := r.text(), r.number()
+	s.clock.set(now)
+	if what != "ok" {
+		done := settledAs{fenced: true, owner: r.text()}
+		return done, r.err
+	}
+	done := settledAs{verdicts: r.text()}
+	s.count(t.place, r)
+	if r.err != nil || len(done.verdicts) != len(t.outcomes) {
+		return done, s.wrong("settle", cmp.Or(r.err, errors.New("verdicts are missing")))
+	}
+	for i, o := range t.outcomes {
+		if done.verdicts[i] == '0' && o.State != broker.StateStored {
+			s.ended(broker.Ending{Channel: t.place.channel, State: o.State, Reason: o.Reason})
+		}
+	}
+	for r.more() {
+		i, waiters, ref := int(r.number()), r.text(), r.text()
+		if i < 0 || i >= len(t.outcomes) {
+			break
+		}
+		s.tellWaiters(t.outcomes[i].MID, strings.Fields(waiters))
+		if ref != "" {
+			s.keepRef(t.place.channel, ref, t.outcomes[i].MID, p)
+		}
+	}
+	return done, nil
+}
+
+// keepRef lists a dead letter under its ref for as long as it is kept.
+func (s *store) keepRef(channel, ref, mid string, p broker.Policy) {
+	_ = s.rest.put(s.b.ctx, newOp(scriptRef, []string{s.names.ref(channel, ref)}, mid, wholeMillis(p.DeadRetention)))
+}

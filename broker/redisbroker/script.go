@@ -1,0 +1,52 @@
+package redisbroker
+
+import (
+	"crypto/sha1"
+	"embed"
+	"encoding/hex"
+	"strings"
+)
+
+//go:embed scripts/*.lua
+var scriptFiles embed.FS
+
+// script is one that the server runs in one step.
+type script struct {
+	name, text, sha string
+}
+
+// The scripts, each with the files that it builds on.
+var (
+	scriptAppend  = load("append")
+	scriptAttach  = load("page", "attach")
+	scriptRead    = load("page", "read")
+	scriptSettle  = load("settle")
+	scriptScan    = load("scan")
+	scriptOwner   = load("owner")
+	scriptContent = load("content")
+	scriptLookup  = load("deadletter", "lookup")
+	scriptDead    = load("deadletter", "dead")
+	scriptGet     = load("deadletter", "get")
+	scriptResend  = load("deadletter", "resend")
+	scriptDrop    = load("deadletter", "drop")
+	scriptUsage   = load("usage")
+	scriptRef     = load("ref")
+)
+
+func load(files ...string) *script {
+	var text strings.Builder
+	for _, file := range append([]string{"common"}, files...) {
+		lua, err := scriptFiles.ReadFile("scripts/" + file + ".lua")
+		if err != nil { // a file that is missing is missing in the binary: every test sees it
+			panic(err)
+		}
+		text.Write(lua)
+		text.WriteByte('\n')
+	}
+	return newScript(files[len(files)-1], text.String())
+}
+
+func newScript(name, text string) *script {
+	sum := sha1.Sum([]byte(text)) // Redis's name for it
+	return &script{name: name, text: text, sha: hex.EncodeToString(sum[:])}
+}

@@ -1,0 +1,149 @@
+package redisbroker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/caddyrelay/relay/broker"
+)
+
+// orphan is an owner of ours that Redis may still believe in: it was not said in time that it is gone.
+type orphan struct {
+	place  place
+	name   string
+	counts []broker.Outcome
+}
+
+// maxOrphans bounds them. Of one too many, Redis believes until the next attach that it is there: that
+// costs its messages a counted attempt.
+const maxOrphans = 100_000
+
+// watchBatch is how many mailboxes are looked at in one go.
+const watchBatch = 500
+
+// watchLoop looks at this node's mailboxes once a second, and whenever notices may have been missed.
+func (s *store) watchLoop() {
+	tick := time.NewTicker(keepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.b.ctx.Done():
+			return
+		case <-s.recheck:
+		case <-tick.C:
+		}
+		ctx, cancel := context.WithTimeout(s.b.ctx, 5*s.b.o.Timeout)
+		s.watch(ctx)
+		s.retryOrphans(ctx)
+		s.retryWithdrawn(ctx)
+		cancel()
+	}
+}
+
+// watch rings owners whose mailboxes have entries that they have not read, and tells those that have
+// been displaced.
+func (s *store) watch(ctx context.Context) {
+	s.mu.Lock()
+	var all []*mailbox
+	for _, boxes := range s.boxes {
+		all = append(all, boxes...)
+	}
+	s.mu.Unlock()
+	all = slices.DeleteFunc(all, func(m *mailbox) bool { return m.Fence() == 0 })
+	for some := range slices.Chunk(all, watchBatch) {
+		ops := make([]*op, len(some))
+		for i, m := range some {
+			ops[i] = newOp(nil, nil, "HMGET", s.names.mailbox(m.place)[0], "o", "l")
+		}
+		for i, err := range s.calls(ctx, ops) {
+			if err != nil {
+				return
+			}
+			r := replyOf(ops[i].reply)
+			owner, last := r.text(), uint64(max(r.number(), 0))
+			if r.err != nil {
+				continue
+			}
+			some[i].look(owner, last)
+		}
+	}
+}
+
+// look takes what Redis holds of the mailbox: its owner and its last sequence.
+func (m *mailbox) look(owner string, last uint64) {
+	if owner != m.name {
+		m.lose(broker.ErrFenced)
+		return
+	}
+	m.mu.Lock()
+	news := last > m.read && m.over == nil
+	m.read = max(m.read, last) // one ring is enough: nothing can lose it
+	m.mu.Unlock()
+	if news {
+		m.s.guard("Ring", m.owner.Ring)
+	}
+}
+
+// orphaned notes an owner that is gone, for Redis to be told later.
+func (s *store) orphaned(m *mailbox, counts []broker.Outcome) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.orphans) < maxOrphans {
+		s.orphans[m.name] = orphan{place: m.place, name: m.name, counts: counts}
+	}
+}
+
+func (s *store) retryOrphans(ctx context.Context) {
+	s.mu.Lock()
+	var all []orphan
+	for _, o := range s.orphans {
+		all = append(all, o)
+	}
+	s.mu.Unlock()
+	for _, o := range all {
+		_, err := s.settle(ctx, settling{mode: "detach", place: o.place, owner: o.name, outcomes: o.counts})
+		if errors.Is(err, broker.ErrUnavailable) {
+			return
+		}
+		// Done, or displaced by another: names are not used twice.
+		s.mu.Lock()
+		delete(s.orphans, o.name)
+		s.mu.Unlock()
+	}
+}
+
+// commander sends single commands in the store's lane.
+type commander struct{ s *store }
+
+// Do is that of a redis client.
+func (c commander) Do(ctx context.Context, args ...any) *redis.Cmd {
+	cmd := redis.NewCmd(ctx, args...)
+	o := newOp(nil, nil, args...)
+	if err := c.s.rest.do(ctx, o); err != nil {
+		var refused redis.Error
+		if errors.As(o.err, &refused) {
+			err = o.err // as it came
+		}
+		cmd.SetErr(err)
+		return cmd
+	}
+	if o.reply == nil {
+		cmd.SetErr(redis.Nil)
+		return cmd
+	}
+	cmd.SetVal(o.reply)
+	return cmd
+}
+
+// answered reports whether err came from the server, so that it was reached.
+func answered(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply) || errors.Is(err, redis.Nil)
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }
