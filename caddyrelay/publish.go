@@ -243,7 +243,7 @@ func (h *Publish) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		e := publishError(h.Channel, err)
 		if out.store != nil {
-			e.about(out.MID, o.Key != "")
+			e = e.about(out.MID, o.Key != "")
 		}
 		return h.refuseRequest(w, r, e)
 	}

@@ -98,7 +98,7 @@ func (h *Publish) fingerprint(values selector) ([]byte, error) {
 		if err != nil {
 			return nil, refuse(badSelector, err, "dedupe_compare: %s", err.Error())
 		}
-		fmt.Fprintf(hash, "%d:%s", len(v), v)
+		_, _ = fmt.Fprintf(hash, "%d:%s", len(v), v)
 	}
 	return hash.Sum(nil)[:16], nil
 }

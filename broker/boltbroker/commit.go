@@ -126,7 +126,7 @@ func (b *Broker) commitLoop(ix *index) {
 			b.commit(ix, b.collect(first))
 		case <-tick.C:
 			ix.compact()
-			for b.commit(ix, []*operation{{run: sweep, done: make(chan error, 1)}}) == errMore { //nolint:errorlint // identity
+			for b.commit(ix, []*operation{{run: sweep, done: make(chan error, 1)}}) {
 				// Between two steps of a long sweep others get their turn.
 				select {
 				case first := <-b.queue:
@@ -175,20 +175,21 @@ func (b *Broker) collect(first *operation) []*operation {
 	}
 }
 
-// commit runs operations in one transaction and answers them. It returns errMore if one did.
+// commit runs operations in one transaction and answers them. It reports whether one of them
+// returned errMore.
 //
 // A full disk fails a commit before anything of it counts: the file is as it was, and the next one may find room.
 //
 // When the commit fails otherwise nobody knows what of it is on the disk: after a failed fsync the kernel takes the pages for
 // clean, and a later fsync would succeed without writing them. So nothing more is written, nor accepted, until a new
 // process has opened the file and looked at what is there.
-func (b *Broker) commit(ix *index, operations []*operation) (more error) {
+func (b *Broker) commit(ix *index, operations []*operation) (more bool) {
 	if len(operations) == 0 {
-		return nil
+		return false
 	}
 	if err := b.broken.Load(); err != nil {
 		answer(operations, fmt.Errorf("%w: %w", broker.ErrRefused, *err))
-		return nil
+		return false
 	}
 	results := make([]error, len(operations))
 	t, err := b.begin(ix)
@@ -201,7 +202,7 @@ func (b *Broker) commit(ix *index, operations []*operation) (more error) {
 	if err != nil && b.recover(ix, t, err) {
 		answer(operations, fmt.Errorf("%w: %w: the disk of the store %s is full: %w: make room", broker.ErrRefused,
 			broker.ErrUnavailable, b.o.Path, err))
-		return nil
+		return false
 	}
 	if err != nil {
 		err = fmt.Errorf("%w: the store %s failed: %w: see to the disk and restart Caddy; until then nothing is accepted",
@@ -209,7 +210,7 @@ func (b *Broker) commit(ix *index, operations []*operation) (more error) {
 		b.broken.Store(&err)
 		b.o.Logger.Error("the store failed; publishers are answered 503 until Caddy is restarted", "path", b.o.Path, "error", err)
 		answer(operations, err)
-		return nil
+		return false
 	}
 	if b.full.Swap(false) && t.wrote {
 		b.o.Logger.Info("the disk has room again", "path", b.o.Path)
@@ -219,7 +220,7 @@ func (b *Broker) commit(ix *index, operations []*operation) (more error) {
 	}
 	for i, o := range operations {
 		if results[i] == errMore { //nolint:errorlint // identity
-			results[i], more = nil, errMore
+			results[i], more = nil, true
 		}
 		o.done <- results[i]
 	}

@@ -35,7 +35,7 @@ func verify(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	return db.View(func(tx *bolt.Tx) error {
 		if tx.Size() > info.Size() {
 			return fmt.Errorf("%w file: it has %d bytes and should have %d", errDamaged, info.Size(), tx.Size())
@@ -59,7 +59,7 @@ func looksLikeBolt(path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	var page [24]byte // the page header and the magic number of the first meta page
 	if _, err := f.ReadAt(page[:], 0); err != nil {
 		return errors.New("too short for a store")

@@ -76,7 +76,7 @@ func NewMemory(o MemoryOptions) *Memory {
 func (m *Memory) Another(node string) *Memory {
 	o := m.o
 	o.Node = node
-	return m.world.open(o)
+	return m.open(o)
 }
 
 func (w *world) open(o MemoryOptions) *Memory {

@@ -102,27 +102,27 @@ func scopeOfKeys(r *rig) {
 // otherFingerprint: a key that was used for another content is a conflict; if one side has none, it isn't.
 func otherFingerprint(r *rig) {
 	s := r.open(broker.Policy{})
-	try := func(id, key, fingerprint string) (broker.Stored, error) {
-		m := messageIn("c", id, key, "x")
-		return s.Append(r.ctx(), m, broker.AppendOptions{Key: key, Fingerprint: []byte(fingerprint)})
+	try := func(id, fingerprint string) (broker.Stored, error) {
+		m := messageIn("c", id, "k", "x")
+		return s.Append(r.ctx(), m, broker.AppendOptions{Key: "k", Fingerprint: []byte(fingerprint)})
 	}
 	full := "0123456789abcdef0123456789abcde\xff"
-	first, err := try("01", "k", full)
+	first, err := try("01", full)
 	if err != nil || first.Duplicate {
 		r.Fatalf("appending: %+v, %v", first, err)
 	}
 	for _, same := range []string{full, ""} {
-		if got, err := try("01", "k", same); err != nil || !got.Duplicate || got.MID != first.MID {
+		if got, err := try("01", same); err != nil || !got.Duplicate || got.MID != first.MID {
 			r.Errorf("fingerprint %q after %q: %+v, %v; want a duplicate", same, full, got, err)
 		}
 	}
-	_, err = try("01", "k", full[:31]+"\xfe")
+	_, err = try("01", full[:31]+"\xfe")
 	r.mustFail("another fingerprint", err, broker.ErrConflict)
 	r.mustHold(s, "01", "x")
-	if _, err := try("02", "k", ""); err != nil {
+	if _, err := try("02", ""); err != nil {
 		r.Fatalf("appending: %v", err)
 	}
-	if got, err := try("02", "k", full); err != nil || !got.Duplicate {
+	if got, err := try("02", full); err != nil || !got.Duplicate {
 		r.Errorf("a fingerprint after none: %+v, %v; want a duplicate", got, err)
 	}
 }

@@ -281,7 +281,7 @@ func TestI6_KeyIsUsedAgain(t *testing.T) {
 	}
 	first := add()
 	until(t, "the window to pass", func() bool {
-		return b.Now().Sub(time.Now()).Abs() < time.Minute && time.Since(mustRecord(t, b, first.MID).Stored) > 150*time.Millisecond
+		return time.Until(b.Now()).Abs() < time.Minute && time.Since(mustRecord(t, b, first.MID).Stored) > 150*time.Millisecond
 	})
 	if again := add(); !again.Duplicate {
 		t.Errorf("the key of an unfinished message was used again: %+v", again)

@@ -75,17 +75,16 @@ type delivery struct {
 
 	// Guarded by s.mu.
 	how       Delivery
-	box       broker.Mailbox // nil until the first attach, and while it is being attached elsewhere
+	box       broker.Mailbox // nil until the first attach
 	fence     string
 	window    int
 	flights   []*flight // read from the mailbox and not settled, in order
 	read      uint64    // sequence of the last entry that was read
 	more      bool      // there may be entries behind it
 	rings     uint64    // counts rings, so that one during a read isn't lost
-	withdrawn map[uint64]struct{}
+	tenure    *tenure   // of box
 	working   bool
 	closed    bool
-	lost      error     // why the mailbox is no longer ours
 	retry     time.Time // the store failed; not before
 	backoff   time.Duration
 	drainWait time.Duration // until the kernel's queue is looked at again
@@ -112,62 +111,51 @@ func (d *delivery) attach(window int) *Refusal {
 	d.window = window
 	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
 	defer cancel()
-	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, d, broker.AttachOptions{Window: window, Bytes: pageBytes})
+	tenure := &tenure{delivery: d}
+	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: window, Bytes: pageBytes})
 	if err != nil {
 		return &Refusal{Reason: StoreFailed, Code: 503, Temporary: true, Err: err,
 			Text: "the relay's store cannot be reached; connect again in a moment"}
 	}
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
-	d.attachedLocked(box, page)
+	d.attachedLocked(tenure, box, page)
 	return nil
 }
 
-func (d *delivery) attachedLocked(box broker.Mailbox, page []broker.Entry) {
-	d.box, d.fence = box, strconv.FormatUint(box.Fence(), 10)
+func (d *delivery) attachedLocked(t *tenure, box broker.Mailbox, page []broker.Entry) {
+	d.tenure, d.box, d.fence = t, box, strconv.FormatUint(box.Fence(), 10)
 	d.read, d.more = 0, true
 	d.takeLocked(page)
+	if t.lost != nil { // it was taken over already
+		d.lostLocked(t.lost)
+	}
 }
 
 // takeLocked takes entries that were read.
 func (d *delivery) takeLocked(page []broker.Entry) {
+	withdrawn := d.tenure.withdrawn
 	for _, e := range page {
 		if e.Seq <= d.read {
 			continue
 		}
 		d.read = e.Seq
-		if _, gone := d.withdrawn[e.Seq]; !gone {
+		if _, gone := withdrawn[e.Seq]; !gone {
 			d.flights = append(d.flights, &flight{entry: e})
 		}
 	}
-	for seq := range d.withdrawn {
+	for seq := range withdrawn {
 		if seq <= d.read {
-			delete(d.withdrawn, seq)
+			delete(withdrawn, seq)
 		}
 	}
-}
-
-// Ring implements [broker.Owner].
-func (d *delivery) Ring() {
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
-	d.more = true
-	d.rings++
-	d.wakeLocked()
-}
-
-// Lost implements [broker.Owner].
-func (d *delivery) Lost(err error) {
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
-	d.lostLocked(err)
 }
 
 // lostLocked notes that the mailbox is no longer ours. A store that was closed has a successor, if it was a
 // reload; the worker looks for it.
 func (d *delivery) lostLocked(err error) {
-	if d.lost == nil {
-		d.lost = err
+	if d.tenure.lost == nil {
+		d.tenure.lost = err
 	}
 	if errors.Is(err, broker.ErrFenced) {
 		g := wire.Goodbye{Code: TakenOver.String()}
@@ -175,44 +163,6 @@ func (d *delivery) lostLocked(err error) {
 		return
 	}
 	d.wakeLocked()
-}
-
-// Withdraw implements [broker.Owner].
-func (d *delivery) Withdraw(seq uint64, mid string) bool {
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
-	for i, f := range d.flights {
-		if f.entry.Seq != seq {
-			continue
-		}
-		if f.entry.Message.MID != mid || f.pushedHere || f.entry.Attempts > 0 || f.phase > queued {
-			return false
-		}
-		f.phase = dropped // its frame may be in the queue; the writer passes it over
-		d.removeLocked(i)
-		d.wakeLocked()
-		return true
-	}
-	if seq <= d.read { // settled, or being so
-		return false
-	}
-	if d.withdrawn == nil {
-		d.withdrawn = make(map[uint64]struct{})
-	}
-	d.withdrawn[seq] = struct{}{}
-	return true
-}
-
-// Attempts implements [broker.Owner].
-func (d *delivery) Attempts(seq uint64, _ string) (int, bool) {
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
-	for _, f := range d.flights {
-		if f.entry.Seq == seq {
-			return f.entry.Attempts, f.phase == pushed
-		}
-	}
-	return 0, false
 }
 
 // removeLocked takes a flight out. A fresh slice is not needed: only holders of s.mu see it.
@@ -251,11 +201,11 @@ func (d *delivery) close() {
 	d.worker.Wait()
 
 	s.mu.Lock()
-	box, lost := d.box, d.lost
+	box, tenure := d.box, d.tenure
 	d.drainLocked(time.Now()) // a peer that took everything and left has got it
 	finals, counts := d.remainsLocked()
 	s.mu.Unlock()
-	if box == nil || lost != nil {
+	if box == nil || tenure.lost != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)

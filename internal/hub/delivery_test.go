@@ -583,7 +583,7 @@ func TestI7_QueuedMessageExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		p := dial(t, o.hub, o.e) // reads nothing, and a pipe holds nothing: its welcome is being written
-		go p.send(`{"op":"hello","v":1,"id":"01"}` + "\n")
+		go func() { _, _ = io.WriteString(p.conn, `{"op":"hello","v":1,"id":"01"}`+"\n") }()
 		registered(t, o.hub, "01", 1)
 		a := o.publish("01", "a", broker.AppendOptions{TTL: 2 * time.Second})
 		b := o.publish("01", "b")
@@ -733,7 +733,8 @@ func TestI8_AnotherStore(t *testing.T) {
 		before := o.store
 		o.moved.Store(&next)
 		o.hub.Reattach()
-		_ = before.Close() // which tells the owners, too
+		synctest.Wait()
+		_ = before.Close() // which tells the owners of its mailboxes; they own others by now
 		synctest.Wait()
 		elsewhere := &office{t: t, store: next}
 		b := elsewhere.publish("01", "b")

@@ -12,7 +12,7 @@ import (
 // returns how long nothing else is due.
 func (d *delivery) overdueLocked(now time.Time) time.Duration {
 	storeNow := d.how.Store.Now()
-	wait := time.Duration(forever)
+	wait := forever
 	timedOut := false
 	for _, f := range d.flights {
 		if f.phase >= decided {
@@ -83,7 +83,8 @@ func (d *delivery) pushLocked() time.Duration {
 	if wait := d.restartLocked(storeNow); wait > 0 {
 		return wait
 	}
-	wait, room := time.Duration(forever), d.window
+	wait := forever
+	room := d.window
 	for _, f := range d.flights {
 		if f.phase >= decided {
 			continue

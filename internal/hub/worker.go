@@ -58,7 +58,7 @@ func (d *delivery) planLocked() (task, bool) {
 	if how, ok := d.s.settings(); ok {
 		store := d.how.Store
 		d.how = how.withDefaults()
-		if moved := how.Store != store; moved || errors.Is(d.lost, broker.ErrClosed) {
+		if moved := how.Store != store; moved || errors.Is(d.tenure.lost, broker.ErrClosed) {
 			d.how.Store = store
 			if wait := d.retry.Sub(now); wait > 0 {
 				d.sleepLocked(wait)
@@ -72,7 +72,7 @@ func (d *delivery) planLocked() (task, bool) {
 			return task{attach: how.Store, box: d.box}, true
 		}
 	}
-	if d.lost != nil || d.box == nil {
+	if d.tenure.lost != nil { // by a take-over, which ends the session
 		return task{}, false
 	}
 	wait := d.overdueLocked(now)
@@ -190,7 +190,8 @@ func (d *delivery) readPage(t task) {
 func (d *delivery) move(t task) {
 	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
 	defer cancel()
-	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, d, broker.AttachOptions{Window: d.window, Bytes: pageBytes})
+	tenure := &tenure{delivery: d}
+	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: d.window, Bytes: pageBytes})
 	d.s.mu.Lock()
 	if err != nil {
 		d.failedLocked()
@@ -202,14 +203,11 @@ func (d *delivery) move(t task) {
 	for _, f := range d.flights {
 		f.phase = dropped
 	}
-	d.flights, d.lost, d.withdrawn = nil, nil, nil
+	d.flights = nil
 	d.backoff, d.retry = 0, time.Time{}
 	d.how.Store = t.attach
-	d.attachedLocked(box, page)
+	d.attachedLocked(tenure, box, page)
 	d.s.mu.Unlock()
-	if t.box == nil {
-		return
-	}
 	if len(finals) > 0 {
 		_, _ = t.box.Settle(ctx, finals)
 	}
