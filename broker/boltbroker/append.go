@@ -19,11 +19,7 @@ func (b *Broker) Append(ctx context.Context, m *broker.Message, o broker.AppendO
 		return broker.Stored{}, fmt.Errorf("%w: %w: channel %s demands durability %s, and the embedded broker gives %s: change one of them",
 			broker.ErrRefused, broker.ErrUnavailable, m.Channel, p.Durability, d)
 	}
-	var out broker.Stored
-	err = b.do(ctx, func(t *batch) (err error) {
-		out, err = t.append(name, m, o, p)
-		return err
-	})
+	out, err := ask(ctx, b, func(t *batch) (broker.Stored, error) { return t.append(name, m, o, p) })
 	if err != nil {
 		return broker.Stored{}, fmt.Errorf("storing message %s: %w", m.MID, err)
 	}

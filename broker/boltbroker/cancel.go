@@ -38,12 +38,11 @@ func (b *Broker) cancel(ctx context.Context, mid string) (broker.Cancelled, erro
 	if owner != nil && !owner.withdraw(r.seq, mid) {
 		return broker.CancelTooLate, nil
 	}
-	answer := broker.CancelUnknown
-	err = b.do(ctx, func(t *batch) (err error) {
-		answer, err = t.cancel(r, owner)
-		return err
-	})
-	return answer, err
+	answer, err := ask(ctx, b, func(t *batch) (broker.Cancelled, error) { return t.cancel(r, owner) })
+	if err != nil {
+		return broker.CancelUnknown, err
+	}
+	return answer, nil
 }
 
 // cancel finishes a message that nobody pushed. owner is the one that has withdrawn it, or nil.

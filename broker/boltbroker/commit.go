@@ -115,6 +115,20 @@ func (b *Broker) do(ctx context.Context, run func(*batch) error) error {
 	}
 }
 
+// ask is do for operations that return something. When the caller stops waiting, the operation may still run: what it
+// returns goes to memory that nobody looks at any more.
+func ask[T any](ctx context.Context, b *Broker, run func(*batch) (T, error)) (T, error) {
+	var out, none T
+	err := b.do(ctx, func(t *batch) (err error) {
+		out, err = run(t)
+		return err
+	})
+	if err != nil {
+		return none, err
+	}
+	return out, nil
+}
+
 // commitLoop commits what waits, all of it in one transaction with one fsync, and what came meanwhile in the next:
 // the busier, the larger the batches, and nobody waits for a timer.
 func (b *Broker) commitLoop(ix *index) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -137,9 +138,10 @@ func TestBadOperationsHaveNeighbours(t *testing.T) {
 	b.SetPolicies(map[string]broker.Policy{channel: {MaxPending: 3}})
 	mustAppend(t, b, message("warm", "up"), broker.AppendOptions{})
 	var commits int
-	gate := make(chan struct{})
+	committing, gate := make(chan struct{}), make(chan struct{})
 	b.failCommit = func() error { // the first commit waits until all the others are in the queue
 		if commits++; commits == 1 {
+			close(committing)
 			<-gate
 		}
 		return nil
@@ -157,14 +159,13 @@ func TestBadOperationsHaveNeighbours(t *testing.T) {
 		})
 	}
 	start(message("first", "x"), broker.AppendOptions{})
+	<-committing
 	for i := range 10 {
 		start(message("full", fmt.Sprint(i)), broker.AppendOptions{})
 		start(message(fmt.Sprint("good", i), "x"), broker.AppendOptions{})
 		start(message("late", "x"), broker.AppendOptions{Expires: time.UnixMilli(1)})
 	}
-	for len(b.queue) < 30 {
-		time.Sleep(time.Millisecond)
-	}
+	queued(b, 30)
 	close(gate)
 	wg.Wait()
 	if stored != 1+3+10 {
@@ -285,5 +286,107 @@ func TestWithoutAPath(t *testing.T) {
 	_, err := b.Append(context.Background(), message("01", "x"), broker.AppendOptions{})
 	if !errors.Is(err, broker.ErrRefused) || !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("%v", err)
+	}
+}
+
+// An operation may run after its caller has gone: nothing of the caller's is touched then (for the race detector), and
+// an attach that nobody waits for leaves no owner.
+func TestCallersThatLeave(t *testing.T) {
+	b := newStore(t, Options{})
+	mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
+	mustAppend(t, b, message("02", "a"), broker.AppendOptions{})
+	third := message("03", "a")
+	mustAppend(t, b, third, broker.AppendOptions{})
+	box, page, err := b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		call func(ctx context.Context) error
+	}{
+		{"append", func(ctx context.Context) error {
+			_, err := b.Append(ctx, message("04", "b"), broker.AppendOptions{})
+			return err
+		}},
+		{"settle", func(ctx context.Context) error {
+			e := page[0]
+			_, err := box.Settle(ctx, []broker.Outcome{{Seq: e.Seq, MID: e.Message.MID, State: broker.StateAcked}})
+			return err
+		}},
+		{"cancel", func(ctx context.Context) error {
+			_, err := b.Cancel(ctx, third.MID)
+			return err
+		}},
+		{"attach", func(ctx context.Context) error {
+			_, _, err := b.Attach(ctx, channel, "02", nobody{}, broker.AttachOptions{})
+			return err
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			// The call is taken together with two that stand still: it runs while its caller leaves, and nothing but
+			// the broker orders the two.
+			ctx, cancel := context.WithCancel(context.Background())
+			first, before, behind := newStandstill(b), newStandstill(b), newStandstill(b)
+			before.end = ctx.Done()
+			first.begin(t)
+			<-first.begun
+			before.begin(t)
+			result := make(chan error, 1)
+			go func() { result <- c.call(ctx) }()
+			queued(b, 2)
+			behind.begin(t)
+			close(first.gate)
+			<-before.begun
+			cancel()
+			if err := <-result; !errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrRefused) {
+				t.Errorf("%v; want ErrUnavailable, and not ErrRefused: nobody knows", err)
+			}
+			close(behind.gate)
+			if err := b.do(context.Background(), func(*batch) error { return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	_, page, err = b.Attach(context.Background(), channel, "02", nobody{}, broker.AttachOptions{})
+	if err != nil || len(page) != 1 || page[0].Attempts != 0 || page[0].Deaths != 0 {
+		t.Errorf("after the attach that nobody waited for: %+v, %v", page, err)
+	}
+}
+
+// standstill is an operation that stands still until its end.
+type standstill struct {
+	b           *Broker
+	begun, gate chan struct{}
+	end         <-chan struct{}
+}
+
+func newStandstill(b *Broker) *standstill {
+	gate := make(chan struct{})
+	return &standstill{b, make(chan struct{}), gate, gate}
+}
+
+// begin returns when the operation waits, or has begun.
+func (s *standstill) begin(t *testing.T) {
+	before := len(s.b.queue)
+	go func() {
+		if err := s.b.do(context.Background(), func(*batch) error { close(s.begun); <-s.end; return nil }); err != nil {
+			t.Error(err)
+		}
+	}()
+	for len(s.b.queue) == before {
+		select {
+		case <-s.begun:
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
+}
+
+// queued waits until n operations wait for the commit before them.
+func queued(b *Broker, n int) {
+	for len(b.queue) < n {
+		runtime.Gosched()
 	}
 }

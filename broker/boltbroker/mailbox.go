@@ -3,6 +3,7 @@ package boltbroker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -35,6 +36,9 @@ func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		o.Bytes = 1 << 20
 	}
 	if err := b.do(ctx, func(t *batch) error { return t.attach(a) }); err != nil {
+		if !errors.Is(err, broker.ErrRefused) {
+			a.abandon()
+		}
 		return nil, nil, fmt.Errorf("attaching to %s of channel %s: %w", id, channel, err)
 	}
 	page, err := a.read(0, o.Limit, o.Bytes) // even if somebody else has it by now: Lost says so
@@ -67,6 +71,34 @@ func (t *batch) attach(a *attachment) error {
 		}
 	})
 	return nil
+}
+
+// abandon gives up a mailbox whose attach was not waited for. It may have been done all the same, or come yet.
+func (a *attachment) abandon() {
+	b := a.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
+	b.publishing.Go(func() {
+		// An error is that of a broker that is broken: there are no owners any more.
+		_ = b.do(context.Background(), func(t *batch) error {
+			if box := t.ix.boxes[a.key]; box == nil || box.owner != a {
+				return nil
+			}
+			return t.detach(a)
+		})
+		b.dropOwner(a)
+	})
+}
+
+// detach has a mailbox without an owner.
+func (t *batch) detach(a *attachment) error {
+	b := t.ix.box(a.channel, a.id)
+	b.owned, b.owner = false, nil
+	t.ix.forget(b)
+	return t.bucket(bucketBoxes).Delete([]byte(b.key))
 }
 
 // suspect notes that the owner before may have pushed what its window could hold: it did not say.
@@ -157,11 +189,8 @@ func (a *attachment) explain(err error) error {
 }
 
 // Settle implements [broker.Mailbox].
-func (a *attachment) Settle(ctx context.Context, outcomes []broker.Outcome) (verdicts []broker.Verdict, err error) {
-	err = a.b.do(ctx, func(t *batch) error {
-		verdicts, err = t.settle(a, outcomes)
-		return err
-	})
+func (a *attachment) Settle(ctx context.Context, outcomes []broker.Outcome) ([]broker.Verdict, error) {
+	verdicts, err := ask(ctx, a.b, func(t *batch) ([]broker.Verdict, error) { return t.settle(a, outcomes) })
 	if err != nil {
 		return nil, a.explain(err)
 	}
@@ -174,10 +203,7 @@ func (a *attachment) Detach(ctx context.Context, counts []broker.Outcome) error 
 		if _, err := t.settle(a, counts); err != nil {
 			return err
 		}
-		b := t.ix.box(a.channel, a.id)
-		b.owned, b.owner = false, nil
-		t.ix.forget(b)
-		return t.bucket(bucketBoxes).Delete([]byte(b.key))
+		return t.detach(a)
 	})
 	a.b.dropOwner(a)
 	a.telling.Lock()

@@ -136,9 +136,9 @@ func (b *Broker) advance(to int64) int64 {
 }
 
 // Usage implements [broker.Store].
-func (b *Broker) Usage(ctx context.Context) (usage map[string]broker.Usage, err error) {
-	err = b.do(ctx, func(t *batch) error {
-		usage = make(map[string]broker.Usage)
+func (b *Broker) Usage(ctx context.Context) (map[string]broker.Usage, error) {
+	usage, err := ask(ctx, b, func(t *batch) (map[string]broker.Usage, error) {
+		usage := make(map[string]broker.Usage)
 		for channel, u := range t.ix.usage {
 			if *u != (broker.Usage{}) {
 				usage[channel] = *u
@@ -155,7 +155,7 @@ func (b *Broker) Usage(ctx context.Context) (usage map[string]broker.Usage, err 
 				usage[box.channel] = u
 			}
 		}
-		return nil
+		return usage, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the usage of the store: %w", err)
