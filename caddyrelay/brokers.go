@@ -28,6 +28,10 @@ type BrokerModule interface {
 	// each configuration with such a channel.
 	Open(logger *slog.Logger) (broker.Broker, error)
 
+	// Proves names the best durability that an append can prove, or is empty if the broker stores
+	// nothing. A channel that demands more is an error of the configuration.
+	Proves() broker.Durability
+
 	// Apply hands over the settings that may change while the broker runs, such as
 	// a password. The broker was opened by a module with the same key. It is
 	// called whenever this configuration becomes the one that rules.
@@ -69,6 +73,9 @@ func (b *EmbeddedBroker) Key() string { return b.Path }
 func (b *EmbeddedBroker) Open(logger *slog.Logger) (broker.Broker, error) {
 	return boltbroker.New(boltbroker.Options{Logger: logger, Path: b.Path}), nil
 }
+
+// Proves implements [BrokerModule].
+func (*EmbeddedBroker) Proves() broker.Durability { return broker.Fsync }
 
 // Apply implements [BrokerModule].
 func (*EmbeddedBroker) Apply(broker.Broker) {}

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -50,6 +51,12 @@ type RedisBroker struct {
 	// have no prefix. Default relay.
 	Prefix string `json:"prefix,omitempty"`
 
+	// How many replicas must confirm a message of an at_least_once channel before it is answered
+	// 2xx; and how long they have. If fewer confirm in time, the answer is 503 with
+	// "stored_unconfirmed". At most 1s; default none, and 50ms.
+	Replicas       int            `json:"replicas,omitempty"`
+	ReplicaTimeout caddy.Duration `json:"replica_timeout,omitempty"`
+
 	network, addr string
 	settings      redisbroker.Settings
 }
@@ -82,6 +89,15 @@ func (b *RedisBroker) check() error {
 	if b.Database < 0 {
 		return fmt.Errorf("broker redis: database %d: write a number from 0 up", b.Database)
 	}
+	if b.Replicas < 0 || b.Replicas > 100 {
+		return fmt.Errorf("broker redis: durability replicas %d: write a number from 1 to 100, or leave it out", b.Replicas)
+	}
+	if t := time.Duration(b.ReplicaTimeout); t < 0 || t > time.Second {
+		return fmt.Errorf("broker redis: durability replicas: the time %s: write up to 1s; the default is 50ms", t)
+	}
+	if b.ReplicaTimeout != 0 && b.Replicas == 0 {
+		return errors.New("broker redis: replica_timeout belongs to replicas: set it too, or take the time out")
+	}
 	if b.Password != "" {
 		if err := checkSecret("broker redis: password", b.Password); err != nil {
 			return err
@@ -108,6 +124,7 @@ func (b *RedisBroker) Provision(caddy.Context) error {
 	if err := b.parseAddress(); err != nil {
 		return fmt.Errorf("broker redis: address: %w", err)
 	}
+	b.settings.Replicas, b.settings.ReplicaTimeout = b.Replicas, time.Duration(b.ReplicaTimeout)
 	b.settings.Username = caddy.NewReplacer().ReplaceAll(b.Username, "")
 	if b.Password != "" {
 		var err error
@@ -223,6 +240,14 @@ func (b *RedisBroker) Open(logger *slog.Logger) (broker.Broker, error) {
 	})
 }
 
+// Proves implements [BrokerModule].
+func (b *RedisBroker) Proves() broker.Durability {
+	if b.Replicas == 0 {
+		return broker.AOFAlways
+	}
+	return broker.AOFAlways + "+" + broker.Replicas(b.Replicas, b.Replicas)
+}
+
 // Apply implements [BrokerModule].
 func (b *RedisBroker) Apply(to broker.Broker) { to.(*redisbroker.Broker).Configure(b.settings) }
 
@@ -234,6 +259,7 @@ func (b *RedisBroker) Apply(to broker.Broker) { to.(*redisbroker.Broker).Configu
 //		username <name>
 //		password <placeholder>
 //		prefix   <text>
+//		durability replicas <number> [<duration>]
 //		tls {
 //			ca_file     <path>
 //			server_name <name>
@@ -279,12 +305,36 @@ func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 	case "tls":
 		b.TLS = new(RedisTLS)
 		err = b.TLS.unmarshalCaddyfile(d)
-	case "mode", "master_name", "durability":
+	case "durability":
+		err = b.unmarshalDurability(d)
+	case "mode", "master_name":
 		err = d.Errf("%s is not available yet: take it out", option)
 	default:
-		err = unknown(d, "broker redis", "address", "database", "password", "prefix", "tls", "username")
+		err = unknown(d, "broker redis", "address", "database", "durability", "password", "prefix", "tls", "username")
 	}
 	return err
+}
+
+func (b *RedisBroker) unmarshalDurability(d *caddyfile.Dispenser) (err error) {
+	args := d.RemainingArgs()
+	if len(args) < 2 || len(args) > 3 || args[0] != "replicas" {
+		return d.Errf("durability: write \"durability replicas 1\", with a time behind it if 50ms is not enough; " +
+			"other levels are demanded in the channel")
+	}
+	if args[1] == "all" {
+		return d.Errf("durability replicas all is not available yet: write a number")
+	}
+	if b.Replicas, err = strconv.Atoi(args[1]); err != nil || b.Replicas < 1 {
+		return d.Errf("durability: %q is not a number of replicas", args[1])
+	}
+	if len(args) == 3 {
+		t, err := caddy.ParseDuration(args[2])
+		if err != nil {
+			return d.Errf("durability: %q is not a duration: write one such as 50ms", args[2])
+		}
+		b.ReplicaTimeout = caddy.Duration(t)
+	}
+	return nil
 }
 
 func (t *RedisTLS) unmarshalCaddyfile(d *caddyfile.Dispenser) error {

@@ -39,6 +39,14 @@ func (g *generation) findStore() error {
 			"write \"delivery at_most_once\" in every channel, or use broker embedded or redis", g.app.brokerModule.CaddyModule().ID.Name())
 	}
 	g.store = store
+	best := g.app.brokerModule.Proves()
+	for name, c := range g.channels {
+		if demanded := broker.Durability(c.Durability); c.stores() && !best.Meets(demanded) {
+			return fmt.Errorf("channel %s demands the durability %s, and the broker %s proves %s at most: "+
+				"demand less, or let redis wait for replicas (\"durability replicas 1\" in its block)",
+				name, demanded, g.app.brokerModule.CaddyModule().ID.Name(), best)
+		}
+	}
 	return nil
 }
 

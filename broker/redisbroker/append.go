@@ -100,7 +100,7 @@ func (a *appending) try(ctx context.Context, used string) (broker.Stored, error)
 }
 
 // result turns the script's answer into that of Append.
-func (a *appending) result(what string, r *reply, replicas int) (broker.Stored, error) {
+func (a *appending) result(what string, r *reply, of replicas) (broker.Stored, error) {
 	s := a.s
 	switch what {
 	case "ok", "same", "duplicate":
@@ -113,7 +113,7 @@ func (a *appending) result(what string, r *reply, replicas int) (broker.Stored, 
 	}
 	c := s.seen()
 	stored := broker.Stored{
-		MID: r.text(), State: broker.State(r.text()), Duplicate: what == "duplicate", Durability: s.b.proven(c, replicas),
+		MID: r.text(), State: broker.State(r.text()), Duplicate: what == "duplicate", Durability: c.proven(of),
 	}
 	if what == "ok" {
 		seq, owner := r.number(), r.text()
@@ -121,17 +121,25 @@ func (a *appending) result(what string, r *reply, replicas int) (broker.Stored, 
 		s.count(a.place, r)
 		s.ring(a.place, owner)
 	}
-	switch {
-	case r.err != nil:
+	if r.err != nil {
 		return broker.Stored{}, s.wrong("append", r.err)
-	case c.volatile() != "" && !a.p.AllowVolatile:
-		// It became so after the message was admitted.
-		return stored, fmt.Errorf("%w: redis at %s may forget messages: %s", broker.ErrUnproven, s.b.o.Address, c.volatile())
-	case !stored.Durability.Meets(a.p.Durability):
-		return stored, fmt.Errorf("%w: redis at %s gives %s, and channel %s demands %s",
-			broker.ErrUnproven, s.b.o.Address, stored.Durability, a.m.Channel, a.p.Durability)
 	}
-	return stored, nil
+	return stored, s.shortfall(stored.Durability, of, a.m.Channel, a.p)
+}
+
+// shortfall returns what is missing of the proof that the broker or the channel demands, or nil.
+func (s *store) shortfall(proven broker.Durability, of replicas, channel string, p broker.Policy) error {
+	address := s.b.o.Address
+	switch why := s.seen().volatile(); {
+	case why != "" && !p.AllowVolatile: // it became so after the message was admitted
+		return fmt.Errorf("%w: redis at %s may forget messages: %s", broker.ErrUnproven, address, why)
+	case of.confirmed < of.asked:
+		return fmt.Errorf("%w: %d of the %d replicas that the broker demands have confirmed it: see INFO replication of redis at %s",
+			broker.ErrUnproven, of.confirmed, of.asked, address)
+	case !proven.Meets(p.Durability):
+		return fmt.Errorf("%w: redis at %s gives %s, and channel %s demands %s", broker.ErrUnproven, address, proven, channel, p.Durability)
+	}
+	return nil
 }
 
 // full returns the error for a limit, by the script's word for it.

@@ -44,11 +44,6 @@ type Options struct {
 	// Timeout bounds a dial, and one exchange with the server. Default 2 s.
 	Timeout time.Duration
 
-	// Replicas is how many replicas an append waits for, and ReplicaTimeout how long. What was
-	// confirmed in time is in the answer. Default none, and 50 ms.
-	Replicas       int
-	ReplicaTimeout time.Duration
-
 	// ProbeInterval is the time between two probes while nothing else happens, and how
 	// long an echo may take. Default 5 s.
 	ProbeInterval time.Duration
@@ -62,6 +57,17 @@ type Options struct {
 type Settings struct {
 	Username, Password string
 	TLS                *tls.Config // nil: no TLS
+
+	// Replicas is how many replicas must confirm a message before it counts as stored, and ReplicaTimeout how
+	// long an append waits for them; if fewer have by then, it returns [broker.ErrUnproven]. The wait is part of
+	// one exchange with the server, so at most half of Options.Timeout. Default none, and 50 ms.
+	Replicas       int
+	ReplicaTimeout time.Duration
+}
+
+// replicaTimeout returns how long to wait, within limit.
+func (s *Settings) replicaTimeout(limit time.Duration) time.Duration {
+	return min(cmp.Or(max(s.ReplicaTimeout, 0), 50*time.Millisecond), limit/2)
 }
 
 // Stats is what a broker counted since it was made.
@@ -111,10 +117,6 @@ func New(o Options) (*Broker, error) {
 	if strings.ContainsAny(o.Prefix, "{}") {
 		return nil, fmt.Errorf("redis: the prefix is %q; braces would decide where a cluster keeps its keys: write it without", o.Prefix)
 	}
-	if o.Replicas > 0 && o.ReplicaTimeout >= cmp.Or(o.Timeout, defaultTimeout) {
-		return nil, fmt.Errorf("redis: replicas have %v to confirm; that must be less than the %v of one exchange with the server",
-			o.ReplicaTimeout, cmp.Or(o.Timeout, defaultTimeout))
-	}
 	o.setDefaults()
 	b := &Broker{
 		o: o, queue: make(chan *job, maxQueue), configured: make(chan struct{}, 1), topics: make(map[string]*topic),
@@ -127,8 +129,6 @@ func New(o Options) (*Broker, error) {
 	b.loops.Go(b.commitLoop)
 	return b, nil
 }
-
-const defaultTimeout = 2 * time.Second
 
 func (o *Options) setDefaults() {
 	if o.Network == "" {
@@ -146,8 +146,7 @@ func (o *Options) setDefaults() {
 	for _, d := range []struct {
 		value     *time.Duration
 		otherwise time.Duration
-	}{{&o.Timeout, defaultTimeout}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond},
-		{&o.ReplicaTimeout, 50 * time.Millisecond}} {
+	}{{&o.Timeout, 2 * time.Second}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond}} {
 		if *d.value <= 0 {
 			*d.value = d.otherwise
 		}

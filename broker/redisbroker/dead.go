@@ -249,12 +249,8 @@ func (b *Broker) Resend(ctx context.Context, mid string, ttl time.Duration) (bro
 		return broker.Stored{}, fullError(what, at, p)
 	}
 	s.ring(at, owner)
-	stored := broker.Stored{MID: mid, State: broker.StateStored, Durability: b.proven(s.seen(), o.replicas)}
-	if !stored.Durability.Meets(p.Durability) {
-		return stored, fmt.Errorf("%w: redis at %s gives %s, and channel %s demands %s",
-			broker.ErrUnproven, b.o.Address, stored.Durability, d.Channel, p.Durability)
-	}
-	return stored, nil
+	stored := broker.Stored{MID: mid, State: broker.StateStored, Durability: s.seen().proven(o.replicas)}
+	return stored, s.shortfall(stored.Durability, o.replicas, d.Channel, p)
 }
 
 // Drop implements [broker.Store].

@@ -97,12 +97,15 @@ func TestI1_LevelsAreObserved(t *testing.T) {
 // Without a replica WAIT proves nothing, and with one it does, for a duplicate too.
 func TestI1_Replicas(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes", "--repl-diskless-sync-delay", "0")
-	b := openStore(t, Options{Address: server.Addr(), Replicas: 1, ReplicaTimeout: 50 * time.Millisecond}, broker.Policy{Durability: "replicas:1"})
+	b := openStore(t, Options{Address: server.Addr(), Settings: Settings{Replicas: 1}}, broker.Policy{})
 	key := func(body string) (broker.Stored, error) {
 		return b.Append(timeout(t), message("01", body, body), broker.AppendOptions{Key: body})
 	}
 	if stored, err := key("a"); !errors.Is(err, broker.ErrUnproven) || stored.MID == "" || stored.Durability != "aof_everysec+replicas:0/1" {
 		t.Errorf("without a replica: %+v, %v", stored, err)
+	}
+	if err := b.Ready(); err == nil || !strings.Contains(err.Error(), "has 0") {
+		t.Errorf("ready without a replica: %v", err)
 	}
 	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+server.Port())
 	until(t, "the replica", func() bool { return strings.Contains(server.CLI("INFO", "replication"), "state=online") })
@@ -113,11 +116,17 @@ func TestI1_Replicas(t *testing.T) {
 	if stored, err := key("b"); err != nil || stored.Durability != "aof_everysec+replicas:1/1" {
 		t.Errorf("with a replica: %+v, %v", stored, err)
 	}
+	until(t, "the store to be ready", func() bool { return b.Ready() == nil })
 	replica.Pause()
 	if stored, err := key("a"); !errors.Is(err, broker.ErrUnproven) || !stored.Duplicate {
 		t.Errorf("with a replica that stands still: %+v, %v", stored, err)
 	}
 	replica.Resume()
+
+	b.Configure(Settings{})
+	if stored, err := key("c"); err != nil || stored.Durability != "aof_everysec" {
+		t.Errorf("after a reload that asks for no replicas: %+v, %v", stored, err)
+	}
 }
 
 // From Redis 7.2 on WAIT waits for what its connection wrote last, so a duplicate must write something.

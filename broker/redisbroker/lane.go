@@ -31,8 +31,11 @@ type op struct {
 
 	reply    any
 	err      error
-	replicas int // that have confirmed it, in the lane that waits for them
+	replicas replicas // in the lane that waits for them
 }
+
+// replicas is how many were asked to confirm an operation, and how many have.
+type replicas struct{ asked, confirmed int }
 
 func newOp(s *script, keys []string, args ...any) *op {
 	return &op{script: s, keys: keys, args: args, size: 256, done: make(chan struct{})}
@@ -217,8 +220,9 @@ func (l *lane) send(ops []*op) {
 		}
 	}
 	var wait *redis.Cmd
-	if l.wait && l.b.o.Replicas > 0 {
-		wait = pipe.Do(ctx, "WAIT", l.b.o.Replicas, wholeMillis(l.b.o.ReplicaTimeout)) // never 0, which is for ever
+	settings := l.b.settings.Load()
+	if l.wait && settings.Replicas > 0 {
+		wait = pipe.Do(ctx, "WAIT", settings.Replicas, wholeMillis(settings.replicaTimeout(l.b.o.Timeout))) // never 0, which is for ever
 	}
 	_, err := pipe.Exec(ctx)
 	if err != nil && !slices.ContainsFunc(cmds, func(c *redis.Cmd) bool { return c.Err() != nil }) && (wait == nil || wait.Err() == nil) {
@@ -226,16 +230,17 @@ func (l *lane) send(ops []*op) {
 			c.SetErr(err)
 		}
 	}
-	replicas := 0
+	var of replicas
 	if wait != nil {
-		replicas, _ = wait.Int() // none, if it failed
+		of.asked = settings.Replicas
+		of.confirmed, _ = wait.Int() // none, if it failed
 	}
 	for i, o := range ops {
 		o.reply, o.err = cmds[i].Result()
 		if errors.Is(o.err, redis.Nil) {
 			o.reply, o.err = nil, nil
 		}
-		o.replicas = replicas
+		o.replicas = of
 	}
 	l.b.store.reached(err)
 }

@@ -19,6 +19,8 @@ type condition struct {
 	aof    bool  // it writes an append-only file, and the last write went well
 	fsync  string
 	policy string // what it does at maxmemory
+	// replicas is how many are connected; they may lag behind.
+	replicas int
 }
 
 // volatile says why the server may forget what it has taken, with the command that mends it; empty if it does not.
@@ -86,6 +88,7 @@ func (b *Broker) look(ctx context.Context, conn asker) (condition, error) {
 		known: true, policy: info["maxmemory_policy"],
 		aof: info["aof_enabled"] == "1" && info["aof_last_write_status"] != "err",
 	}
+	c.replicas, _ = strconv.Atoi(info["connected_slaves"])
 	reply, err := conn.Do(ctx, "CONFIG", "GET", "appendfsync").Result()
 	var refused redis.Error
 	if err != nil && !errors.As(err, &refused) {
@@ -189,13 +192,18 @@ func (b *Broker) Ready() error {
 	if !c.known {
 		return fmt.Errorf("%w: redis at %s was not reached yet", broker.ErrUnavailable, b.o.Address)
 	}
+	asked := b.settings.Load().Replicas
+	if c.replicas < asked {
+		return fmt.Errorf("%w: %d replicas must confirm each message, and redis at %s has %d: see its INFO replication",
+			broker.ErrUnavailable, asked, b.o.Address, c.replicas)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, p := range s.policies {
 		if why := c.volatile(); why != "" && !p.AllowVolatile {
 			return fmt.Errorf("%w: channel %s: redis at %s may forget messages: %s", broker.ErrUnavailable, name, b.o.Address, why)
 		}
-		if got := b.best(c); !got.Meets(p.Durability) {
+		if got := c.proven(replicas{asked, asked}); !got.Meets(p.Durability) {
 			return fmt.Errorf("%w: channel %s demands the durability %s, and redis at %s gives %s",
 				broker.ErrUnavailable, name, p.Durability, b.o.Address, got)
 		}
@@ -203,15 +211,12 @@ func (b *Broker) Ready() error {
 	return nil
 }
 
-// best is what an append can prove at most.
-func (b *Broker) best(c condition) broker.Durability { return b.proven(c, b.o.Replicas) }
-
 // proven is what an append has proven that so many replicas have confirmed.
-func (b *Broker) proven(c condition, replicas int) broker.Durability {
-	if b.o.Replicas == 0 {
+func (c condition) proven(r replicas) broker.Durability {
+	if r.asked == 0 {
 		return c.level()
 	}
-	return c.level() + "+" + broker.Replicas(replicas, b.o.Replicas)
+	return c.level() + "+" + broker.Replicas(r.confirmed, r.asked)
 }
 
 // storeRights are what the user needs on top to keep messages. The commands of the scripts are among

@@ -34,7 +34,8 @@ func (s *store) keepLoop() {
 	for {
 		ctx, cancel := context.WithTimeout(s.b.ctx, 5*s.b.o.Timeout)
 		c := s.seen()
-		if time.Since(looked) >= lookInterval || !c.known || c.err != nil || c.volatile() != "" {
+		wanting := !c.known || c.err != nil || c.volatile() != "" || c.replicas < s.b.settings.Load().Replicas
+		if wanting || time.Since(looked) >= lookInterval {
 			if s.preflight(ctx) == nil {
 				looked = time.Now()
 			}
