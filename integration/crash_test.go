@@ -92,18 +92,20 @@ func TestI2_RedisKilled(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{})
-	times := kills(t)
+	times, away := kills(t), time.Duration(0)
 	for range times {
 		pauseFor(100*time.Millisecond + rand.N(800*time.Millisecond))
+		killed := time.Now()
 		server.Kill()
 		pauseFor(rand.N(300 * time.Millisecond))
 		server.Restart()
+		away = max(away, time.Since(killed))
 	}
 	pauseFor(300 * time.Millisecond)
 	stop()
 	ended := n.metric(`caddy_relay_ended_total{reason="client_closed"}`)
 	f := crew.finish()
-	t.Logf("redis-server killed %d times: %s", times, f)
+	t.Logf("redis-server killed %d times, and away for up to %.2fs: %s", times, away.Seconds(), f)
 	if f.faults() > 0 || f.accepted == 0 {
 		t.Error("the promises were broken")
 	}

@@ -702,6 +702,32 @@ func TestI2_StoreOutage(t *testing.T) {
 	})
 }
 
+// A ring comes from a store that works: nothing waits for the pause after the last failure.
+func TestI2_RingEndsThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		a := o.publish("01", "a")
+		plan := new(brokertest.Plan)
+		o.store = brokertest.Faulty(o.store, plan)
+		p := o.json("01", 16)
+		p.expect("a")
+		plan.Outage(broker.ErrUnavailable)
+		p.ack(a)
+		time.Sleep(20 * time.Second) // the pauses are as long as they get
+		plan.Outage(nil)
+		began := time.Now()
+		b := o.publish("01", "b")
+		p.expect("b")
+		if d := time.Since(began); d > 50*time.Millisecond {
+			t.Errorf("pushed after %s", d)
+		}
+		p.ack(b)
+		o.record(a, broker.StateAcked)
+		o.record(b, broker.StateAcked)
+		p.over()
+	})
+}
+
 func TestStoreIsAwayWhenASocketRegisters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)

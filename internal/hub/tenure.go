@@ -1,6 +1,10 @@
 package hub
 
-import "github.com/caddyrelay/relay/broker"
+import (
+	"time"
+
+	"github.com/caddyrelay/relay/broker"
+)
 
 var _ broker.Owner = (*tenure)(nil)
 
@@ -28,6 +32,7 @@ func (t *tenure) Ring() {
 	}
 	d.more = true
 	d.rings++
+	d.retry = time.Time{} // whoever rings has just reached the store
 	d.wakeLocked()
 }
 
