@@ -169,3 +169,31 @@ func TestI1_DiskFails(t *testing.T) {
 	s := connectJSON(t, n.tcp, "01")
 	s.awaitLine("before")
 }
+
+// I9: a full disk refuses posts, with what to do; what was accepted is delivered, and when there is room posts are accepted
+// again, without a restart.
+func TestI9_DiskFull(t *testing.T) {
+	n := newNode(t)
+	n.start(atLeastOnce("broker embedded", "delivery at_least_once"))
+	if a := n.post("/pay/01", "text/plain", "before"); a.status != http.StatusAccepted {
+		t.Fatalf("answer: %d %s", a.status, a.text)
+	}
+	detach := straced(t, n, "-o", os.DevNull, "-e", "trace=pwrite64", "-e", "inject=pwrite64:error=ENOSPC")
+	for range 3 {
+		a := n.post("/pay/01", "text/plain", "refused")
+		if a.status != http.StatusServiceUnavailable || a.fields["error"] != "broker_unavailable" || a.fields["stored_unconfirmed"] != nil {
+			t.Errorf("answer on a full disk: %d %s", a.status, a.text)
+		}
+	}
+	detach()
+	if a := n.post("/pay/01", "text/plain", "after"); a.status != http.StatusAccepted {
+		t.Fatalf("answer when there is room: %d %s", a.status, a.text)
+	}
+	s := connectJSON(t, n.tcp, "01")
+	s.awaitLine("before")
+	s.awaitLine("after")
+	full := len(n.log.lines("the disk is full; publishers are answered 503 until there is room"))
+	if again := len(n.log.lines("the disk has room again")); full != 1 || again != 1 {
+		t.Errorf("logged %d times that the disk is full, and %d times that it has room again; want once each", full, again)
+	}
+}

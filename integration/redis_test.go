@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -274,6 +275,43 @@ func TestI9_RedisKilledUnderLoad(t *testing.T) {
 			t.Errorf("a message was lost that was accepted %.2fs after the kill", at.Sub(killed).Seconds())
 		}
 	}
+}
+
+// The rights that docs/operations.md gives are enough, for both kinds of channels.
+func TestDocumentedRights(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	text, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := 0
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "ACL SETUSER relay ") {
+			server.CLI(strings.Fields(line)...)
+			given++
+		}
+	}
+	n := newNode(t)
+	n.env = []string{"REDIS_PASSWORD=password"}
+	redis := "broker redis {\n\t\t\taddress " + server.Addr() + "\n\t\t\tusername relay\n\t\t\tpassword {env.REDIS_PASSWORD}\n\t\t}"
+	n.start(storedConfig(redis, "ack_timeout 5s", ""))
+	s := connectJSON(t, n.tcp, "01")
+	a := n.request(http.MethodPost, "/pay/01", "stored", "Idempotency-Key: k")
+	if a.status != http.StatusAccepted {
+		t.Fatalf("answer: %d %s", a.status, a.text)
+	}
+	mid := a.fields["mid"].(string)
+	s.awaitLine("stored")
+	s.say(`{"op":"ack","mid":"%s"}`, mid)
+	n.state(mid, "acked")
+	if log := n.log.String(); given != 5 || strings.Contains(log, "NOPERM") {
+		t.Errorf("%d lines of rights, and the log says\n%s", given, log)
+	}
+	other := newNode(t) // the at_most_once channel of the same name
+	other.env = n.env
+	other.start(oneChannel(redis))
+	other.proven()
+	other.accepted("/pay/01", "at most once")
 }
 
 // I8: a reload brings another password; nobody notices, and the next connection uses it.
