@@ -430,3 +430,43 @@ func TestI11_BadAcknowledgements(t *testing.T) {
 	again.say(`{"op":"ack","mid":%q}`, again.messageOf(`"body":"x"`)["mid"])
 	n.state(m["mid"].(string), "acked")
 }
+
+// A plain client that pings, and one that answers late, never finish a payment that they did not answer.
+func TestPlainClientsFinishWhatTheyAnswer(t *testing.T) {
+	onBothBrokers(t, func(t *testing.T, broker string) {
+		n := newNode(t)
+		n.start(strings.Replace(storedConfig(broker, "ack_timeout 2s", ""), "ack line", "ack line\n\t\t\t\t\tignore ^PING$", 1))
+		ping := func(s *socket) {
+			for s.open() {
+				if _, err := io.WriteString(s.conn, "PING\n"); err != nil {
+					return
+				}
+				pauseFor(200 * time.Millisecond)
+			}
+		}
+		mid := n.request("POST", "/pay/01", "payment 1").mid()
+		s := connect(t, n.tcp, "01", nil)
+		s.awaitLine("payment 1")
+		ping(s) // until the relay has closed it
+		if a := n.get("/status/" + mid); a.fields["state"] == "acked" {
+			t.Errorf("pings finished a message: %s", a.text)
+		}
+		_, _ = io.WriteString(s.conn, "OK\n") // too late
+
+		s = connect(t, n.tcp, "01", nil)
+		s.awaitLine("payment 1")
+		other := n.request("POST", "/pay/01", "payment 2").mid()
+		s.say("OK")
+		n.state(mid, "acked")
+		s.awaitLine("payment 2")
+		ping(s)
+		_, _ = io.WriteString(s.conn, "OK\n")
+		s = connect(t, n.tcp, "01", nil)
+		s.awaitLine("payment 2")
+		if a := n.get("/status/" + other); a.fields["state"] != "in_flight" || a.fields["attempts"] != 2.0 {
+			t.Errorf("payment 2, which nobody answered: %s", a.text)
+		}
+		s.say("OK")
+		n.state(other, "acked")
+	})
+}

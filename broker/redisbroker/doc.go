@@ -10,6 +10,14 @@
 // known: a subscription counts as proven only while a probe, published to the node itself on
 // the same path as everything else, comes back on the same connection.
 //
+// # At least once
+//
+// Messages are kept in lists, one for each mailbox, and all that must be one step is a script: storing and
+// marking the key, taking a mailbox, finishing messages. The keys of a mailbox are in one partition, so in
+// one slot of a cluster; see keys.go. Two connections do all of it, each with a queue whose contents go out in one
+// pipeline. What nodes tell each other goes over a channel for each node, and is a hint only: what it would have said is
+// looked for once a second.
+//
 // # Rooms
 //
 //   - broker.go: the broker, its options, and its end.
@@ -18,4 +26,10 @@
 //   - subscribe.go: who listens to what.
 //   - state.go: what is proven, what is lost, and who is told.
 //   - session.go: one connection that hears everything, and its probes.
+//   - store.go: the store and its beginning. preflight.go: whether the server can be trusted. clock.go: its clock.
+//   - keys.go, entry.go, record.go: names and formats. scripts: what the server runs; script.go, reply.go: calling it.
+//   - lane.go: the queues and their connections.
+//   - append.go, mailbox.go, cancel.go, dead.go: the life of a message.
+//   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
+//   - sweep.go, usage.go: deadlines, and what is kept.
 package redisbroker

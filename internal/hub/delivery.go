@@ -187,11 +187,15 @@ func (d *delivery) wake() {
 	d.wakeLocked()
 }
 
-// close settles what is decided, notes the counts of the rest, and gives the mailbox up. The session has
-// ended, and its writer is gone.
+// close settles what is decided, notes the counts of the rest, and gives the mailbox up, once. The session ends
+// or has ended, and its writer is gone.
 func (d *delivery) close() {
 	s := d.s
 	s.mu.Lock()
+	if d.closed {
+		s.mu.Unlock()
+		return
+	}
 	d.closed = true
 	if d.timer != nil {
 		d.timer.Stop()

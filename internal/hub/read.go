@@ -217,6 +217,11 @@ func (s *Session) lingerUntilClosed() {
 	if over {
 		return
 	}
+	if s.delivery != nil && !s.acksByDraining() {
+		// Now, and not when the peer has closed: its next socket is to find what was not acknowledged, with
+		// true counts.
+		s.delivery.close()
+	}
 	if c, ok := s.conn.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
 		return
 	}
