@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -77,9 +76,7 @@ func judge(t *testing.T, name string, b Backend) *verdict {
 			c.perform(v, b)
 		}()
 		<-done
-		for _, f := range slices.Backward(v.cleanups) {
-			f()
-		}
+		v.cleanUp()
 		return v
 	}
 	t.Fatalf("there is no check %s", name)
@@ -92,6 +89,22 @@ func (v *verdict) Cleanup(f func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.cleanups = append(v.cleanups, f)
+}
+
+// cleanUp makes the calls, last first. A goroutine of a check that has failed may still add some.
+func (v *verdict) cleanUp() {
+	for {
+		v.mu.Lock()
+		last := len(v.cleanups) - 1
+		if last < 0 {
+			v.mu.Unlock()
+			return
+		}
+		f := v.cleanups[last]
+		v.cleanups = v.cleanups[:last]
+		v.mu.Unlock()
+		f()
+	}
 }
 
 func (v *verdict) Errorf(format string, args ...any) {

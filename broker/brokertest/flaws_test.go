@@ -71,9 +71,7 @@ func judgeStore(t *testing.T, name string, h StoreHarness) *verdict {
 			c.run(&rig{TB: v, h: h, b: h.Backend(t)})
 		}()
 		<-done
-		for _, f := range slices.Backward(v.cleanups) {
-			f()
-		}
+		v.cleanUp()
 		return v
 	}
 	t.Errorf("there is no check %s", name)
