@@ -43,8 +43,8 @@ crash: deps ## kill the relay, redis-server and clients KILLS (200) times each, 
 	CRASH_KILLS=$(KILLS) $(GO) test -v -timeout 120m -count=1 -run 'TestI2_RelayKilled|TestI2_RedisKilled|TestI5_ClientsVanish' ./integration
 
 .PHONY: properties
-properties: ## compare the stores with a plain model for a minute each
-	$(GO) test -timeout 30m -count=1 -run Propert ./broker/... -rapid.checks=2000
+properties: deps ## compare the stores with a plain model, 2000 sequences of calls each
+	$(GO) test -v -timeout 60m -count=1 -run 'TestProperties$$' ./broker/boltbroker ./broker/redisbroker -rapid.checks=2000
 
 .PHONY: golden
 golden: ## write the golden files of the configuration anew; look at the difference

@@ -39,3 +39,5 @@ func harness() brokertest.StoreHarness {
 }
 
 func TestStoreConformance(t *testing.T) { brokertest.RunStore(t, harness()) }
+
+func TestProperties(t *testing.T) { brokertest.Properties(t, harness()) }

@@ -12,8 +12,12 @@ import (
 	"github.com/caddyrelay/relay/internal/redistest"
 )
 
-func TestStoreConformance(t *testing.T) {
-	brokertest.RunStore(t, brokertest.StoreHarness{
+func TestStoreConformance(t *testing.T) { brokertest.RunStore(t, storeHarness()) }
+
+func TestProperties(t *testing.T) { brokertest.Properties(t, storeHarness()) }
+
+func storeHarness() brokertest.StoreHarness {
+	return brokertest.StoreHarness{
 		Nodes: true, Outages: true, Durability: broker.AOFAlways, Unproven: broker.Durability("replicas:1"),
 		Backend: func(t testing.TB) brokertest.StoreBackend {
 			server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
@@ -30,7 +34,7 @@ func TestStoreConformance(t *testing.T) {
 				},
 			}
 		},
-	})
+	}
 }
 
 // knobs turn what brokers of one server cannot be told otherwise.
