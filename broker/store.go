@@ -227,8 +227,9 @@ type Owner interface {
 	// Ring tells that the mailbox may have entries behind those that the owner has read.
 	Ring()
 
-	// Lost tells that the mailbox has another owner, or that the store was closed
-	// ([ErrFenced], [ErrClosed]). It comes at most once, and not after Detach has returned.
+	// Lost tells that the mailbox has another owner, that the store has forgotten this one, or
+	// that it was closed ([ErrFenced], [ErrForgotten], [ErrClosed]). It comes at most once, and not
+	// after Detach has returned.
 	Lost(err error)
 
 	// Withdraw asks the owner to forget an entry, which is being cancelled. It returns
@@ -424,6 +425,11 @@ var (
 
 	// ErrFenced: another owner has attached.
 	ErrFenced = errors.New("the mailbox has another owner")
+
+	// ErrForgotten: the store has lost what it knew of this owner, and has no later one: it was
+	// emptied, or a replica was promoted that had not heard of the owner. Attaching again
+	// mends it.
+	ErrForgotten = errors.New("the store has forgotten the owner of the mailbox")
 
 	// ErrNotFound: nothing is known of the message.
 	ErrNotFound = errors.New("no such message")

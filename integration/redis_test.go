@@ -277,6 +277,21 @@ func TestI9_RedisKilledUnderLoad(t *testing.T) {
 	}
 }
 
+// I4: a Redis that has lost all it knew gets the owners told again: sockets stay, and what is posted then arrives.
+func TestI4_RedisIsEmptied(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	n := newNode(t)
+	n.start(storedConfig("broker redis {\n\t\t\taddress "+server.Addr()+"\n\t\t}", "", ""))
+	s := connectJSON(t, n.tcp, "01")
+	server.CLI("FLUSHALL")
+	mid := n.request(http.MethodPost, "/pay/01", "after").mid()
+	s.say(`{"op":"ack","mid":%q}`, s.messageOf(`"body":"after"`)["mid"])
+	n.state(mid, "acked")
+	if !s.open() {
+		t.Error("the socket was closed")
+	}
+}
+
 // The rights that docs/operations.md gives are enough, for both kinds of channels.
 func TestDocumentedRights(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes")

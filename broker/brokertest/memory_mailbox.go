@@ -198,6 +198,21 @@ func (m *Memory) finish(b *box, at int, o broker.Outcome) {
 	m.tidy(e.address)
 }
 
+// Forget has the store forget who owns a mailbox, as a Redis does that was emptied or has failed over; and these messages of it.
+func (m *Memory) Forget(channel, id string, mids ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := m.boxes[address{channel, id}]
+	if b == nil || b.owner == nil {
+		return
+	}
+	a := b.owner
+	b.owner = nil
+	b.entries = slices.DeleteFunc(b.entries, func(e *entry) bool { return slices.Contains(mids, e.mid) })
+	m.held = slices.DeleteFunc(m.held, func(other *attachment) bool { return other == a })
+	a.node.bell.ring(func() { a.lose(broker.ErrForgotten) })
+}
+
 // tidy forgets a mailbox that holds nothing. Fences go on rising: they are of the whole store.
 func (m *Memory) tidy(where address) {
 	if b := m.boxes[where]; b != nil && b.owner == nil && len(b.entries) == 0 {

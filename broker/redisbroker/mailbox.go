@@ -146,9 +146,19 @@ func (m *mailbox) lose(err error) {
 	}
 }
 
-func (m *mailbox) fenced() error {
-	m.lose(broker.ErrFenced)
-	return fmt.Errorf("%w: channel %s, destination %s", broker.ErrFenced, m.place.channel, m.place.id)
+// fenced is called when a script says that m is not the owner, and finds out why.
+func (m *mailbox) fenced(ctx context.Context) error {
+	reply, err := m.s.command(ctx, "HMGET", m.s.names.mailbox(m.place)[0], "o", "l", "f")
+	if err != nil {
+		return err
+	}
+	h, ok := readHold(replyOf(reply))
+	if !ok {
+		return m.s.wrong("owner", errors.New("the answer is not one"))
+	}
+	why := h.why(m)
+	m.lose(why)
+	return fmt.Errorf("%w: channel %s, destination %s", why, m.place.channel, m.place.id)
 }
 
 // Read implements [broker.Mailbox].
@@ -165,7 +175,7 @@ func (m *mailbox) Read(ctx context.Context, after uint64, limit, bytes int) ([]b
 	}
 	s.clock.set(r.number())
 	if !r.more() {
-		return nil, m.fenced()
+		return nil, m.fenced(ctx)
 	}
 	r.number()
 	page, err := r.entries()
@@ -191,7 +201,7 @@ func (m *mailbox) Settle(ctx context.Context, outcomes []broker.Outcome) ([]brok
 		return nil, err
 	}
 	if done.fenced {
-		return nil, m.fenced()
+		return nil, m.fenced(ctx)
 	}
 	verdicts := make([]broker.Verdict, len(outcomes))
 	for i := range verdicts {

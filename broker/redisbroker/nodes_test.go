@@ -252,3 +252,35 @@ func TestI10_QueueIsBounded(t *testing.T) {
 		return err == nil
 	})
 }
+
+// A Redis that has forgotten an owner, or knows an earlier one only, is no take-over: the owner hears that it must attach
+// again, and does so with a higher fence.
+func TestI4_OwnerIsForgotten(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	b := openStore(t, Options{Address: server.Addr()}, broker.Policy{})
+	mustAppend(t, b, "01", "a")
+	key := b.names.mailbox(placeOf("c", "01"))[0]
+	before := server.CLI("HGET", key, "f")
+	for _, forget := range [][]string{{"HDEL", key, "o", "w"}, {"HSET", key, "o", "somebody/before#1", "f", "1"}, {"FLUSHALL"}} {
+		o := new(owner)
+		m, _ := mustAttach(t, b, "01", o, 4)
+		if before != "" && m.Fence() <= uint64(number(t, before)) {
+			t.Errorf("%v: the fence is %d after %s", forget, m.Fence(), before)
+		}
+		before = fmt.Sprint(m.Fence())
+		server.CLI(forget...)
+		until(t, "the owner to hear of it", func() bool {
+			_, lost := o.heard()
+			return len(lost) == 1 && errors.Is(lost[0], broker.ErrForgotten)
+		})
+		if _, err := m.Read(timeout(t), 0, 1, 100); !errors.Is(err, broker.ErrForgotten) {
+			t.Errorf("%v: reading: %v", forget, err)
+		}
+	}
+	o := new(owner)
+	m, _ := mustAttach(t, b, "01", o, 4)
+	server.CLI("HDEL", key, "o", "w")
+	if _, err := m.Settle(timeout(t), []broker.Outcome{{Seq: 1, MID: "x", State: broker.StateAcked}}); !errors.Is(err, broker.ErrForgotten) {
+		t.Errorf("settling: %v", err)
+	}
+}

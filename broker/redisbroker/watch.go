@@ -58,31 +58,49 @@ func (s *store) watch(ctx context.Context) {
 	for some := range slices.Chunk(all, watchBatch) {
 		ops := make([]*op, len(some))
 		for i, m := range some {
-			ops[i] = newOp(nil, nil, "HMGET", s.names.mailbox(m.place)[0], "o", "l")
+			ops[i] = newOp(nil, nil, "HMGET", s.names.mailbox(m.place)[0], "o", "l", "f")
 		}
 		for i, err := range s.calls(ctx, ops) {
 			if err != nil {
 				return
 			}
 			r := replyOf(ops[i].reply)
-			owner, last := r.text(), uint64(max(r.number(), 0))
-			if r.err != nil {
-				continue
+			if v, ok := readHold(r); ok {
+				some[i].look(v)
 			}
-			some[i].look(owner, last)
 		}
 	}
 }
 
-// look takes what Redis holds of the mailbox: its owner and its last sequence.
-func (m *mailbox) look(owner string, last uint64) {
-	if owner != m.name {
-		m.lose(broker.ErrFenced)
+// held is what Redis knows of a mailbox: its owner, last sequence and fence.
+type held struct {
+	owner       string
+	last, fence uint64
+}
+
+func readHold(r *reply) (held, bool) {
+	h := held{owner: r.text(), last: uint64(max(r.number(), 0)), fence: uint64(max(r.number(), 0))}
+	return h, r.err == nil
+}
+
+// why says why m is not the owner that Redis knows. An owner before m, or none, is no successor: Redis has been
+// emptied, or a replica was promoted that had not heard of m.
+func (h held) why(m *mailbox) error {
+	if h.owner == "" || h.fence < m.Fence() {
+		return broker.ErrForgotten
+	}
+	return broker.ErrFenced
+}
+
+// look takes what Redis holds of the mailbox.
+func (m *mailbox) look(h held) {
+	if h.owner != m.name {
+		m.lose(h.why(m))
 		return
 	}
 	m.mu.Lock()
-	news := last > m.read && m.over == nil
-	m.read = max(m.read, last) // one ring is enough: nothing can lose it
+	news := h.last > m.read && m.over == nil
+	m.read = max(m.read, h.last) // one ring is enough: nothing can lose it
 	m.mu.Unlock()
 	if news {
 		m.s.guard("Ring", m.owner.Ring)

@@ -78,11 +78,12 @@ type delivery struct {
 	box       broker.Mailbox // nil until the first attach
 	fence     string
 	window    int
-	flights   []*flight // read from the mailbox and not settled, in order
-	read      uint64    // sequence of the last entry that was read
-	more      bool      // there may be entries behind it
-	rings     uint64    // counts rings, so that one during a read isn't lost
-	tenure    *tenure   // of box
+	flights   []*flight          // read from the mailbox and not settled, in order
+	read      uint64             // sequence of the last entry that was read
+	more      bool               // there may be entries behind it
+	rings     uint64             // counts rings, so that one during a read isn't lost
+	tenure    *tenure            // of box
+	carried   map[string]*flight // what was in flight when the mailbox was attached anew, by MID
 	working   bool
 	closed    bool
 	retry     time.Time // the store failed; not before
@@ -141,7 +142,7 @@ func (d *delivery) takeLocked(page []broker.Entry) {
 		}
 		d.read = e.Seq
 		if _, gone := withdrawn[e.Seq]; !gone {
-			d.flights = append(d.flights, &flight{entry: e})
+			d.flights = append(d.flights, d.flightLocked(e))
 		}
 	}
 	for seq := range withdrawn {
@@ -151,8 +152,25 @@ func (d *delivery) takeLocked(page []broker.Entry) {
 	}
 }
 
+// flightLocked returns the flight of an entry that was read. One that was in flight before the mailbox was
+// attached anew goes on: the peer has it, or has answered it already.
+func (d *delivery) flightLocked(e broker.Entry) *flight {
+	f := d.carried[e.Message.MID]
+	if f == nil {
+		return &flight{entry: e}
+	}
+	delete(d.carried, e.Message.MID)
+	f.entry.Seq, f.entry.Expires, f.entry.Retain = e.Seq, e.Expires, e.Retain
+	if f.phase >= decided {
+		f.phase, f.outcome.Seq = decided, e.Seq
+	} else {
+		f.dirty = true // the store may not know of these pushes
+	}
+	return f
+}
+
 // lostLocked notes that the mailbox is no longer ours. A store that was closed has a successor, if it was a
-// reload; the worker looks for it.
+// reload, and one that has forgotten us takes us again; the worker sees to both.
 func (d *delivery) lostLocked(err error) {
 	if d.tenure.lost == nil {
 		d.tenure.lost = err
@@ -220,9 +238,14 @@ func (d *delivery) close() {
 			s.hub.storeFailed(s, err)
 		}
 	}
-	if err := box.Detach(ctx, counts); err != nil && !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrClosed) {
+	if err := box.Detach(ctx, counts); err != nil && !lostAlready(err) {
 		s.hub.storeFailed(s, err)
 	}
+}
+
+// lostAlready reports whether a store's error says that the mailbox is no longer ours.
+func lostAlready(err error) bool {
+	return errors.Is(err, broker.ErrFenced) || errors.Is(err, broker.ErrForgotten) || errors.Is(err, broker.ErrClosed)
 }
 
 // remainsLocked returns what is decided and not stored, and the counts that this session changed. The

@@ -770,6 +770,59 @@ func TestI8_AnotherStore(t *testing.T) {
 	})
 }
 
+// I2, I4: a store that has forgotten the owner is told again who it is. The socket stays, nothing is pushed twice, and acks
+// that came meanwhile are settled.
+func TestI4_StoreForgetsTheOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		memory := o.store.(*brokertest.Memory)
+		plan := new(brokertest.Plan)
+		o.store = brokertest.Faulty(memory, plan)
+		a, b, c := o.publish("01", "a"), o.publish("01", "b"), o.publish("01", "c")
+		p := o.json("01", 2)
+		p.expect("a", "b")
+		plan.Outage(broker.ErrUnavailable)
+		p.ack(a)
+		memory.Forget(channelName, "01")
+		p.quiet(5 * time.Second)
+		plan.Outage(nil)
+		p.expect("c") // a is settled, and b is in the client's hands
+		o.record(a, broker.StateAcked)
+		if rec, _ := memory.Lookup(t.Context(), b); rec.Attempts != 1 || rec.State != broker.StateInFlight {
+			t.Errorf("record: %+v", rec)
+		}
+		p.ack(b)
+		p.ack(c)
+		o.record(b, broker.StateAcked)
+		o.record(c, broker.StateAcked)
+		p.over()
+	})
+}
+
+// A plain peer's answer to a message that the store has forgotten is not taken for that of the next one.
+func TestI2_StoreForgetsAMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.e.Ack = AckLine
+		memory := o.store.(*brokertest.Memory)
+		a, b := o.publish("01", "a"), o.publish("01", "b")
+		p := o.plain("01")
+		if got := p.line(); got != "a" {
+			t.Fatalf("got %q", got)
+		}
+		memory.Forget(channelName, "01", a)
+		if rest := p.eof(); rest != "" {
+			t.Errorf("got %q", rest)
+		}
+		if end := p.over(); end.Reason != AckTimeout {
+			t.Errorf("end: %+v", end)
+		}
+		if rec, _ := memory.Lookup(t.Context(), b); rec.State != broker.StateStored {
+			t.Errorf("record: %+v", rec)
+		}
+	})
+}
+
 // The window's bytes can be more than the queue's: messages wait for room, and nobody is closed for it.
 func TestI10_WindowIsLargerThanTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -16,6 +16,7 @@ type task struct {
 	after  uint64
 	rings  uint64
 	attach broker.Store
+	again  bool // it is the same store, and has forgotten us
 	box    broker.Mailbox
 }
 
@@ -38,6 +39,8 @@ func (d *delivery) work() {
 			return
 		}
 		switch {
+		case t.attach != nil && t.again:
+			d.restore(t)
 		case t.attach != nil:
 			d.move(t)
 		case len(t.settle) > 0:
@@ -58,18 +61,19 @@ func (d *delivery) planLocked() (task, bool) {
 	if how, ok := d.s.settings(); ok {
 		store := d.how.Store
 		d.how = how.withDefaults()
-		if moved := how.Store != store; moved || errors.Is(d.tenure.lost, broker.ErrClosed) {
+		moved, forgotten := how.Store != store, errors.Is(d.tenure.lost, broker.ErrForgotten)
+		if moved || forgotten || errors.Is(d.tenure.lost, broker.ErrClosed) {
 			d.how.Store = store
 			if wait := d.retry.Sub(now); wait > 0 {
 				d.sleepLocked(wait)
 				return task{}, false
 			}
-			if !moved { // the successor is not there yet, or it is the end
+			if !moved && !forgotten { // the successor is not there yet, or it is the end
 				d.failedLocked()
 				d.sleepLocked(d.backoff)
 				return task{}, false
 			}
-			return task{attach: how.Store, box: d.box}, true
+			return task{attach: how.Store, again: !moved, box: d.box}, true
 		}
 	}
 	if d.tenure.lost != nil { // by a take-over, which ends the session
@@ -190,34 +194,73 @@ func (d *delivery) readPage(t task) {
 func (d *delivery) move(t task) {
 	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
 	defer cancel()
-	tenure := &tenure{delivery: d}
-	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: d.window, Bytes: pageBytes})
-	d.s.mu.Lock()
-	if err != nil {
-		d.failedLocked()
-		d.s.mu.Unlock()
-		d.s.hub.storeFailed(d.s, err)
+	var finals, counts []broker.Outcome
+	moved := d.attachAnew(ctx, t, func() {
+		finals, counts = d.remainsLocked()
+		for _, f := range d.flights {
+			f.phase = dropped
+		}
+		d.flights, d.carried = nil, nil
+	})
+	if !moved {
 		return
 	}
-	finals, counts := d.remainsLocked()
-	for _, f := range d.flights {
-		f.phase = dropped
-	}
-	d.flights = nil
-	d.backoff, d.retry = 0, time.Time{}
-	d.how.Store = t.attach
-	d.attachedLocked(tenure, box, page)
-	d.s.mu.Unlock()
 	if len(finals) > 0 {
 		_, _ = t.box.Settle(ctx, finals)
 	}
 	_ = t.box.Detach(ctx, counts) // it may be closed already
 }
 
+// restore takes the mailbox again at a store that has forgotten us. What is in flight stays so, and what the peer has
+// answered meanwhile is settled now.
+func (d *delivery) restore(t task) {
+	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
+	defer cancel()
+	restored := d.attachAnew(ctx, t, func() {
+		d.carried = make(map[string]*flight, len(d.flights))
+		for _, f := range d.flights {
+			d.carried[f.entry.Message.MID] = f
+		}
+		d.flights = nil
+	})
+	if !restored {
+		return
+	}
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	for _, f := range d.carried {
+		if f.phase == pushed { // the store has forgotten the message, too, and the peer will answer it
+			d.unansweredLocked()
+			return
+		}
+	}
+}
+
+// attachAnew attaches at t.attach. before is called with s.mu held, when that is done.
+func (d *delivery) attachAnew(ctx context.Context, t task, before func()) bool {
+	d.s.mu.Lock()
+	o := broker.AttachOptions{Window: d.window, Limit: d.window + len(d.flights), Bytes: pageBytes}
+	d.s.mu.Unlock()
+	tenure := &tenure{delivery: d}
+	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, tenure, o)
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	if err != nil {
+		d.failedLocked()
+		d.s.hub.storeFailed(d.s, err)
+		return false
+	}
+	before()
+	d.backoff, d.retry = 0, time.Time{}
+	d.how.Store = t.attach
+	d.attachedLocked(tenure, box, page)
+	return true
+}
+
 // storeErrorLocked notes that the store failed. What was to be done is still to be done.
 func (d *delivery) storeErrorLocked(err error) {
 	switch {
-	case errors.Is(err, broker.ErrFenced), errors.Is(err, broker.ErrClosed):
+	case lostAlready(err):
 		d.lostLocked(err)
 	case d.ctx.Err() != nil:
 	default:
