@@ -22,8 +22,13 @@ type Options struct {
 	// Network is "tcp" or "unix". Default tcp.
 	Network string
 
-	// Address is host:port or the path of a socket. Required.
+	// Address is host:port or the path of a socket. Required, unless there are Sentinels.
 	Address string
+
+	// Sentinels are the addresses of Redis Sentinels, and MasterName what they call the primary. They are asked
+	// for each connection. Default none: the server is at Address.
+	Sentinels  []string
+	MasterName string
 
 	// DB is the database number. Publish and subscribe are the same in all of them.
 	DB int
@@ -58,6 +63,9 @@ type Settings struct {
 	Username, Password string
 	TLS                *tls.Config // nil: no TLS
 
+	// SentinelUsername and SentinelPassword are for the Sentinels, which have users of their own.
+	SentinelUsername, SentinelPassword string
+
 	// Replicas is how many replicas must confirm a message before it counts as stored, and ReplicaTimeout how
 	// long an append waits for them; if fewer have by then, it returns [broker.ErrUnproven]. The wait is part of
 	// one exchange with the server, so at most half of Options.Timeout. Default none, and 50 ms.
@@ -91,8 +99,12 @@ type Broker struct {
 
 	// Owned by commitLoop.
 	client *redis.Client
+	moved  uint64 // moves when client was made
 
 	settings  atomic.Pointer[Settings]
+	sentinel  atomic.Int32           // which one answered last
+	master    atomic.Pointer[string] // the primary that it named, or nil
+	moves     atomic.Uint64          // counts changes of it
 	lost      atomic.Uint64
 	roundTrip atomic.Int64 // nanoseconds
 
@@ -108,6 +120,12 @@ type Broker struct {
 
 // New returns a broker. It does no I/O: the broker connects when it is first used.
 func New(o Options) (*Broker, error) {
+	if (o.MasterName != "") != (len(o.Sentinels) > 0) {
+		return nil, errors.New("redis: Sentinels and the name of their primary belong together")
+	}
+	if o.MasterName != "" {
+		o.Network, o.Address = "tcp", o.MasterName+" of the Sentinels "+strings.Join(o.Sentinels, ", ")
+	}
 	if o.Address == "" {
 		return nil, errors.New("redis: the address is missing")
 	}
@@ -127,6 +145,9 @@ func New(o Options) (*Broker, error) {
 	b.store = newStore(b)
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.loops.Go(b.commitLoop)
+	if o.MasterName != "" {
+		b.loops.Go(b.masterLoop)
+	}
 	return b, nil
 }
 

@@ -32,7 +32,7 @@ func (b *Broker) newClient(dial dialer) *redis.Client {
 func (b *Broker) newClientOptions(dial dialer) *redis.Options {
 	return &redis.Options{
 		Network: b.o.Network, Addr: b.o.Address, DB: b.o.DB,
-		Dialer: dial,
+		Dialer: dial, OnConnect: b.checkRole,
 		CredentialsProviderContext: func(context.Context) (string, string, error) {
 			s := b.settings.Load()
 			return s.Username, s.Password, nil
@@ -56,8 +56,21 @@ func (b *Broker) newClientOptions(dial dialer) *redis.Options {
 	}
 }
 
-// dial connects with the newest settings.
-func (b *Broker) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// dial connects to the primary with the newest settings.
+func (b *Broker) dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	addr, err := b.primary(ctx)
+	if err != nil {
+		return nil, &dialError{err}
+	}
+	conn, err := b.connect(ctx, network, addr)
+	if err == nil && b.o.MasterName != "" {
+		b.sawPrimary(addr)
+	}
+	return conn, err
+}
+
+// connect connects with the newest settings.
+func (b *Broker) connect(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{Timeout: b.o.Timeout}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
@@ -99,6 +112,9 @@ func (b *Broker) rights() string {
 	text := rights
 	if b.o.DB != 0 {
 		text += " +select"
+	}
+	if b.o.MasterName != "" {
+		text += " +role"
 	}
 	if b.store.begun.Load() {
 		text += storeRights + " ~" + b.o.Prefix + ":* &" + b.o.Prefix + ":node:*"

@@ -52,6 +52,7 @@ type lane struct {
 
 	// Owned by loop.
 	client *redis.Client
+	moved  uint64 // Broker.moves when client was made
 }
 
 func (b *Broker) newLane(wait bool) *lane {
@@ -169,6 +170,10 @@ func (l *lane) batch(first *op) []*op {
 // commit sends a batch, and a second time those whose script the server did not know: they did not
 // run. Nothing else is sent twice.
 func (l *lane) commit(ops []*op) {
+	if moves := l.b.moves.Load(); moves != l.moved {
+		_ = l.client.Close()
+		l.client, l.moved = l.b.newStoreClient(), moves
+	}
 	if l.wait && !l.b.store.seen().known {
 		// Whether the server can be trusted is to be known before it is given anything.
 		ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
@@ -185,7 +190,7 @@ func (l *lane) commit(ops []*op) {
 	}
 	redial := false
 	for _, o := range ops {
-		redial = redial || isDialError(o.err)
+		redial = redial || isDialError(o.err) || demoted(o.err)
 		close(o.done)
 	}
 	if redial { // see commit in publish.go

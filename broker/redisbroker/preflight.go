@@ -55,6 +55,9 @@ func (b *Broker) newStoreClient() *redis.Client {
 
 // inspect looks at the server and at the format of what it holds. Its error ends the connection.
 func (b *Broker) inspect(ctx context.Context, conn *redis.Conn) error {
+	if err := b.checkRole(ctx, conn); err != nil {
+		return err
+	}
 	c, err := b.look(ctx, conn)
 	if err == nil {
 		err = b.checkFormat(ctx, conn)

@@ -131,6 +131,10 @@ func (b *Broker) commit(jobs []*job) {
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
 	defer cancel()
+	if moves := b.moves.Load(); moves != b.moved {
+		_ = b.client.Close()
+		b.client, b.moved = b.newClient(b.dial), moves
+	}
 	pipe := b.client.Pipeline()
 	cmds := make([]*redis.IntCmd, len(jobs))
 	for i, j := range jobs {
