@@ -3,6 +3,7 @@
 GO ?= go
 FUZZTIME ?= 30s
 KILLS ?= 200
+FAILOVERS ?= 20
 PLATFORMS = linux/amd64 linux/arm64 darwin/arm64 windows/amd64
 MODULES = relay http.handlers.relay_publish layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
 
@@ -41,6 +42,10 @@ fuzz-short: ## run each fuzz target for 5s
 .PHONY: crash
 crash: deps ## kill the relay, redis-server and clients KILLS (200) times each, and check that nothing is lost
 	CRASH_KILLS=$(KILLS) $(GO) test -v -timeout 120m -count=1 -run 'TestI2_RelayKilled|TestI2_RedisKilled|TestI5_ClientsVanish' ./integration
+
+.PHONY: chaos
+chaos: deps ## have the Sentinels promote another primary FAILOVERS (20) times, and check that nothing is lost
+	FAILOVERS=$(FAILOVERS) $(GO) test -v -timeout 60m -count=1 -run 'TestI2_SentinelFailovers' ./integration
 
 .PHONY: properties
 properties: deps ## compare the stores with a plain model, 2000 sequences of calls each

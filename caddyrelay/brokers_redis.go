@@ -1,15 +1,13 @@
 package caddyrelay
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,12 +24,22 @@ func init() { caddy.RegisterModule(new(RedisBroker)) }
 // RedisBroker serves many machines through one Redis or Valkey server. On at_most_once channels it
 // uses plain PUBLISH and SUBSCRIBE, so programs that know nothing of the relay take part.
 //
-// Sentinel and Cluster are not available yet.
+// Redis Cluster is not available yet.
 type RedisBroker struct {
 	// Where the server is: host:port, a redis://, rediss:// or unix:// URL, or a
 	// placeholder for one of these. Default 127.0.0.1:6379. A URL may carry user name and
 	// database; a password belongs in its own field.
 	Address string `json:"address,omitempty"`
+
+	// Where Redis Sentinels are, host:port each, instead of the address; and what they call the
+	// primary. Several make sense: one that is away is passed over.
+	Sentinels  []string `json:"sentinels,omitempty"`
+	MasterName string   `json:"master_name,omitempty"`
+
+	// The user and the password of the Sentinels, which have their own. The password is a
+	// placeholder, as above.
+	SentinelUsername string `json:"sentinel_username,omitempty"`
+	SentinelPassword string `json:"sentinel_password,omitempty"`
 
 	// The database number. Publish and subscribe are the same in all databases.
 	Database int `json:"database,omitempty"`
@@ -58,20 +66,8 @@ type RedisBroker struct {
 	ReplicaTimeout caddy.Duration `json:"replica_timeout,omitempty"`
 
 	network, addr string
+	addresses     []string // in the Caddyfile
 	settings      redisbroker.Settings
-}
-
-// RedisTLS says how to connect with TLS.
-type RedisTLS struct {
-	// A PEM file with the authorities to trust. Default: the system's.
-	CAFile string `json:"ca_file,omitempty"`
-
-	// The name that the server's certificate must be for. Default: the host of the address.
-	ServerName string `json:"server_name,omitempty"`
-
-	// PEM files with a certificate to show and its key, for servers that ask for one.
-	CertFile string `json:"cert_file,omitempty"`
-	KeyFile  string `json:"key_file,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -98,10 +94,16 @@ func (b *RedisBroker) check() error {
 	if b.ReplicaTimeout != 0 && b.Replicas == 0 {
 		return errors.New("broker redis: replica_timeout belongs to replicas: set it too, or take the time out")
 	}
-	if b.Password != "" {
-		if err := checkSecret("broker redis: password", b.Password); err != nil {
+	for name, value := range map[string]string{"password": b.Password, "sentinel_password": b.SentinelPassword} {
+		if value == "" {
+			continue
+		}
+		if err := checkSecret("broker redis: "+name, value); err != nil {
 			return err
 		}
+	}
+	if done, err := b.checkSentinels(); done || err != nil {
+		return err
 	}
 	if strings.HasPrefix(b.Address, "{") {
 		return nil // not known yet
@@ -113,6 +115,31 @@ func (b *RedisBroker) check() error {
 	return nil
 }
 
+// checkSentinels reports whether the servers are found by Sentinels.
+func (b *RedisBroker) checkSentinels() (bool, error) {
+	switch {
+	case len(b.Sentinels) == 0 && b.MasterName == "":
+		if b.SentinelUsername != "" || b.SentinelPassword != "" {
+			return false, errors.New("broker redis: sentinel_username and sentinel_password are for Sentinels: " +
+				"give their addresses, and master_name")
+		}
+		return false, nil
+	case len(b.Sentinels) == 0:
+		return false, errors.New("broker redis: master_name is for Sentinels: give their addresses")
+	case b.MasterName == "":
+		return false, errors.New("broker redis: several addresses are those of Sentinels: say what they call the primary " +
+			"(master_name mymaster); a Redis Cluster is not supported yet")
+	case b.Address != "":
+		return false, errors.New("broker redis: with Sentinels there is no address: they know it")
+	}
+	for _, s := range b.Sentinels {
+		if strings.Contains(s, "://") || s == "" {
+			return false, fmt.Errorf("broker redis: the Sentinel %q: write host:port", s)
+		}
+	}
+	return true, nil
+}
+
 // Provision implements [caddy.Provisioner].
 func (b *RedisBroker) Provision(caddy.Context) error {
 	if err := b.check(); err != nil {
@@ -121,8 +148,17 @@ func (b *RedisBroker) Provision(caddy.Context) error {
 	if b.Prefix == "" {
 		b.Prefix = "relay"
 	}
-	if err := b.parseAddress(); err != nil {
-		return fmt.Errorf("broker redis: address: %w", err)
+	if b.MasterName == "" {
+		if err := b.parseAddress(); err != nil {
+			return fmt.Errorf("broker redis: address: %w", err)
+		}
+	}
+	b.settings.SentinelUsername = caddy.NewReplacer().ReplaceAll(b.SentinelUsername, "")
+	if b.SentinelPassword != "" {
+		var err error
+		if b.settings.SentinelPassword, err = secret("broker redis: sentinel_password", b.SentinelPassword); err != nil {
+			return err
+		}
 	}
 	b.settings.Replicas, b.settings.ReplicaTimeout = b.Replicas, time.Duration(b.ReplicaTimeout)
 	b.settings.Username = caddy.NewReplacer().ReplaceAll(b.Username, "")
@@ -153,7 +189,7 @@ func (b *RedisBroker) parseAddress() error {
 	}
 	b.network = "tcp"
 	if !strings.Contains(address, "://") {
-		b.addr = withPort(address)
+		b.addr = withPort(address, "6379")
 		return nil
 	}
 	u, err := url.Parse(address)
@@ -176,9 +212,9 @@ func (b *RedisBroker) parseAddress() error {
 		if b.TLS == nil {
 			b.TLS = new(RedisTLS)
 		}
-		b.addr = withPort(u.Host)
+		b.addr = withPort(u.Host, "6379")
 	case "redis":
-		b.addr = withPort(u.Host)
+		b.addr = withPort(u.Host, "6379")
 	case "unix":
 		b.network, b.addr = "unix", u.Path
 		database = u.Query().Get("db")
@@ -194,49 +230,34 @@ func (b *RedisBroker) parseAddress() error {
 	return nil
 }
 
-func withPort(address string) string {
+func withPort(address, port string) string {
 	if _, _, err := net.SplitHostPort(address); err == nil {
 		return address
 	}
-	return net.JoinHostPort(strings.Trim(address, "[]"), "6379")
-}
-
-// config reads the files, so a file that is not there is an error of the configuration.
-func (t *RedisTLS) config(addr string) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
-	if c.ServerName == "" {
-		c.ServerName, _, _ = net.SplitHostPort(addr)
-	}
-	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file %s holds no certificate in PEM form", t.CAFile)
-		}
-	}
-	if t.CertFile == "" && t.KeyFile == "" {
-		return c, nil
-	}
-	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("cert_file and key_file: %w", err)
-	}
-	c.Certificates = []tls.Certificate{cert}
-	return c, nil
+	return net.JoinHostPort(strings.Trim(address, "[]"), port)
 }
 
 // Key implements [BrokerModule].
 func (b *RedisBroker) Key() string {
+	if b.MasterName != "" {
+		return fmt.Sprintf("redis %s of %s db=%d prefix=%s", b.MasterName, strings.Join(b.sentinels(), " "), b.Database, b.Prefix)
+	}
 	return fmt.Sprintf("redis %s %s db=%d prefix=%s", b.network, b.addr, b.Database, b.Prefix)
+}
+
+// sentinels returns their addresses, each with its port, in an order that does not matter.
+func (b *RedisBroker) sentinels() (all []string) {
+	for _, s := range b.Sentinels {
+		all = append(all, withPort(caddy.NewReplacer().ReplaceAll(s, ""), "26379"))
+	}
+	slices.Sort(all)
+	return all
 }
 
 // Open implements [BrokerModule].
 func (b *RedisBroker) Open(logger *slog.Logger) (broker.Broker, error) {
 	return redisbroker.New(redisbroker.Options{
-		Network: b.network, Address: b.addr, DB: b.Database, Prefix: b.Prefix, Settings: b.settings, Logger: logger,
+		Network: b.network, Address: b.addr, Sentinels: b.sentinels(), MasterName: b.MasterName, DB: b.Database, Prefix: b.Prefix, Settings: b.settings, Logger: logger,
 	})
 }
 
@@ -250,111 +271,6 @@ func (b *RedisBroker) Proves() broker.Durability {
 
 // Apply implements [BrokerModule].
 func (b *RedisBroker) Apply(to broker.Broker) { to.(*redisbroker.Broker).Configure(b.settings) }
-
-// UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:
-//
-//	redis {
-//		address  <host:port or URL>
-//		database <number>
-//		username <name>
-//		password <placeholder>
-//		prefix   <text>
-//		durability replicas <number> [<duration>]
-//		tls {
-//			ca_file     <path>
-//			server_name <name>
-//			cert_file   <path>
-//			key_file    <path>
-//		}
-//	}
-func (b *RedisBroker) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // the broker's name
-	begin := d.Token()
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := b.unmarshalOption(d); err != nil {
-			return err
-		}
-	}
-	return at(begin, b.check())
-}
-
-func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
-	switch option := d.Val(); option {
-	case "address":
-		if args := d.RemainingArgs(); len(args) != 1 {
-			err = d.Errf("address: one address is expected; Sentinel and Cluster, which have several, are not available yet")
-		} else {
-			b.Address = args[0]
-		}
-	case "database":
-		var text string
-		if err = word(d, &text); err == nil {
-			if b.Database, err = strconv.Atoi(text); err != nil {
-				err = d.Errf("database: %q is not a number", text)
-			}
-		}
-	case "username":
-		err = word(d, &b.Username)
-	case "password":
-		err = word(d, &b.Password)
-	case "prefix":
-		err = word(d, &b.Prefix)
-	case "tls":
-		b.TLS = new(RedisTLS)
-		err = b.TLS.unmarshalCaddyfile(d)
-	case "durability":
-		err = b.unmarshalDurability(d)
-	case "mode", "master_name":
-		err = d.Errf("%s is not available yet: take it out", option)
-	default:
-		err = unknown(d, "broker redis", "address", "database", "durability", "password", "prefix", "tls", "username")
-	}
-	return err
-}
-
-func (b *RedisBroker) unmarshalDurability(d *caddyfile.Dispenser) (err error) {
-	args := d.RemainingArgs()
-	if len(args) < 2 || len(args) > 3 || args[0] != "replicas" {
-		return d.Errf("durability: write \"durability replicas 1\", with a time behind it if 50ms is not enough; " +
-			"other levels are demanded in the channel")
-	}
-	if args[1] == "all" {
-		return d.Errf("durability replicas all is not available yet: write a number")
-	}
-	if b.Replicas, err = strconv.Atoi(args[1]); err != nil || b.Replicas < 1 {
-		return d.Errf("durability: %q is not a number of replicas", args[1])
-	}
-	if len(args) == 3 {
-		t, err := caddy.ParseDuration(args[2])
-		if err != nil {
-			return d.Errf("durability: %q is not a duration: write one such as 50ms", args[2])
-		}
-		b.ReplicaTimeout = caddy.Duration(t)
-	}
-	return nil
-}
-
-func (t *RedisTLS) unmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		fields := map[string]*string{
-			"ca_file": &t.CAFile, "server_name": &t.ServerName, "cert_file": &t.CertFile, "key_file": &t.KeyFile,
-		}
-		field := fields[d.Val()]
-		if field == nil {
-			return unknown(d, "tls", "ca_file", "cert_file", "key_file", "server_name")
-		}
-		if err := word(d, field); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // Interface guards
 var (

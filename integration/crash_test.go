@@ -15,15 +15,20 @@ import (
 )
 
 // kills is how often something is killed in one run: a few times in CI, CRASH_KILLS times in "make crash".
-func kills(t *testing.T) int {
+func kills(t *testing.T) int { t.Helper(); return times(t, "CRASH_KILLS", 5) }
+
+// failovers is how often a primary is killed in one run: FAILOVERS times in "make chaos".
+func failovers(t *testing.T) int { t.Helper(); return times(t, "FAILOVERS", 2) }
+
+func times(t *testing.T, name string, otherwise int) int {
 	t.Helper()
-	text := os.Getenv("CRASH_KILLS")
+	text := os.Getenv(name)
 	if text == "" {
-		return 5
+		return otherwise
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
-		t.Fatalf("CRASH_KILLS=%q is not a positive number", text)
+		t.Fatalf("%s=%q is not a positive number", name, text)
 	}
 	return n
 }

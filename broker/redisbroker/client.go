@@ -80,6 +80,10 @@ func (b *Broker) connect(ctx context.Context, network, addr string) (net.Conn, e
 	if config == nil {
 		return conn, nil
 	}
+	if config.ServerName == "" { // the Sentinels have named the server
+		config = config.Clone()
+		config.ServerName, _, _ = net.SplitHostPort(addr)
+	}
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
