@@ -26,12 +26,10 @@ func TestI2_SentinelFailover(t *testing.T) {
 		}
 		return err
 	}
-	for range 2 {
-		for range 20 {
-			until(t, "a message to be accepted", func() bool { return store() == nil })
-		}
-		s.Failover()
+	for range 20 {
+		until(t, "a message to be accepted", func() bool { return store() == nil })
 	}
+	s.Failover()
 	until(t, "a message to be accepted", func() bool { return store() == nil })
 	_, page, err := b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Window: 100})
 	if err != nil || len(page) != accepted {

@@ -118,11 +118,28 @@ func (s *Sentinels) Failover() {
 	})
 }
 
+// Settle waits until all Sentinels have seen how things are after a failover: only then do they promote the right one
+// at the next.
+func (s *Sentinels) Settle() {
+	s.t.Helper()
+	s.wait("the Sentinels to agree", func() bool {
+		primary := s.Primary() // a busy machine can have them promote another one
+		for _, addr := range s.Addrs {
+			master, replicas := s.CLI(addr, "SENTINEL", "MASTER", s.Name), s.CLI(addr, "SENTINEL", "REPLICAS", s.Name)
+			if !strings.Contains(master, "\nport\n"+primary.Port()+"\n") || !strings.Contains(master, "\nflags\nmaster\n") ||
+				strings.Contains(replicas, "s_down") || strings.Count(replicas, "master-link-status\nok") != len(s.Servers)-1 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 func (s *Sentinels) wait(what string, ok func() bool) {
 	s.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
+	for deadline := time.Now().Add(3 * patience); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("waited in vain for %s", what)
 		}
