@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -160,7 +162,7 @@ func adminCancel(n *node, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	done, err := store.Cancel(r.Context(), r.PathValue("mid"))
+	done, err := cancelMessage(r.Context(), store, r.PathValue("mid"))
 	if err != nil {
 		return err
 	}
@@ -171,7 +173,7 @@ func adminCancel(n *node, w http.ResponseWriter, r *http.Request) error {
 }
 
 func adminDead(n *node, w http.ResponseWriter, r *http.Request) error {
-	q, err := deadQuery(r.URL.Query())
+	q, err := deadQuery(r.URL.Query(), "after", "limit")
 	if err != nil {
 		return err
 	}
@@ -202,6 +204,9 @@ func adminDeadLetter(n *node, w http.ResponseWriter, r *http.Request) error {
 }
 
 func adminResend(n *node, w http.ResponseWriter, r *http.Request) error {
+	if err := onlyParameters(r.URL.Query(), "ttl"); err != nil {
+		return err
+	}
 	ttl, err := durationParameter(r.URL.Query(), "ttl")
 	if err != nil {
 		return err
@@ -219,7 +224,7 @@ func adminResendAll(n *node, w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	letters := adminLetters(n, r)
-	return adminEach(w, r, letters, "resent", func(ctx context.Context, mid string) error {
+	return adminEach(w, r, letters, "resent", []string{"ttl", "rate"}, func(ctx context.Context, mid string) error {
 		_, err := letters.Resend(ctx, mid, ttl)
 		return err
 	})
@@ -233,19 +238,21 @@ func adminDrop(n *node, w http.ResponseWriter, r *http.Request) error {
 }
 
 func adminDropAll(n *node, w http.ResponseWriter, r *http.Request) error {
-	if q := r.URL.Query(); !q.Has("all") && !q.Has("id") && !q.Has("reason") && !q.Has("before") {
-		return fmt.Errorf("%w: say which: ?id=, ?reason= or ?before=, or ?all for every dead letter of the channel", errBadQuery)
-	}
 	letters := adminLetters(n, r)
-	return adminEach(w, r, letters, "dropped", letters.Drop)
+	return adminEach(w, r, letters, "dropped", []string{"rate"}, letters.Drop)
 }
 
 // adminEach does something with the dead letters that the request's filter selects, and says with how many. On an
-// error it says so too: part of them is done.
-func adminEach(w http.ResponseWriter, r *http.Request, letters *DeadLetters, done string, do func(context.Context, string) error) error {
-	q, err := deadQuery(r.URL.Query())
+// error it says so too: part of them is done. Without a filter it does nothing: a script whose variable is empty
+// must not mean all of them.
+func adminEach(w http.ResponseWriter, r *http.Request, letters *DeadLetters, done string, more []string, do func(context.Context, string) error) error {
+	v := r.URL.Query()
+	q, err := deadQuery(v, append(more, "all")...)
 	if err != nil {
 		return err
+	}
+	if filtered := v.Has("id") || v.Has("reason") || v.Has("before"); filtered == v.Has("all") {
+		return fmt.Errorf("%w: say which: ?id=, ?reason= or ?before=, or ?all for every dead letter of the channel", errBadQuery)
 	}
 	rate := 0
 	if text := r.URL.Query().Get("rate"); text != "" {
@@ -261,7 +268,33 @@ func adminEach(w http.ResponseWriter, r *http.Request, letters *DeadLetters, don
 }
 
 // deadQuery reads a filter.
-func deadQuery(v url.Values) (broker.DeadQuery, error) {
+// deadReasons are those that a filter may name.
+var deadReasons = []broker.DeadReason{
+	broker.DeadAttempts, broker.DeadCrashes, broker.DeadTerminated, broker.DeadRetention, broker.DeadUnframable, broker.DeadTooLarge,
+}
+
+// onlyParameters returns an error for a parameter that is not known, or that is empty: a filter that is passed over
+// would select more than was asked for.
+func onlyParameters(v url.Values, known ...string) error {
+	for name, values := range v {
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("%w: unknown parameter %q: write %s", errBadQuery, name, strings.Join(known, ", "))
+		}
+		if name != "all" && slices.Contains(values, "") {
+			return fmt.Errorf("%w: the parameter %q is empty: give it a value, or leave it out", errBadQuery, name)
+		}
+	}
+	return nil
+}
+
+// deadQuery reads a filter; more are the parameters that there may be besides.
+func deadQuery(v url.Values, more ...string) (broker.DeadQuery, error) {
+	if err := onlyParameters(v, append([]string{"id", "reason", "before"}, more...)...); err != nil {
+		return broker.DeadQuery{}, err
+	}
+	if reason := broker.DeadReason(v.Get("reason")); reason != "" && !slices.Contains(deadReasons, reason) {
+		return broker.DeadQuery{}, fmt.Errorf("%w: unknown reason %q: write one of %v", errBadQuery, reason, deadReasons)
+	}
 	q := broker.DeadQuery{ID: v.Get("id"), Reason: broker.DeadReason(v.Get("reason")), After: v.Get("after")}
 	if text := v.Get("before"); text != "" {
 		t, err := time.Parse(time.RFC3339, text)

@@ -144,7 +144,7 @@ func publishError(channel string, err error) *refused {
 	case errors.Is(err, errNotRunning), errors.Is(err, broker.ErrClosed):
 		return refuse(notRunning, err, "the relay is starting or stopping; nothing was published: try again")
 	case errors.Is(err, broker.ErrRefused):
-		return refuse(brokerUnavailable, err, "the broker cannot be reached; nothing was published: try again")
+		return refuse(brokerUnavailable, err, "the broker does not take messages now; nothing was published: try again later")
 	case errors.Is(err, broker.ErrUnavailable):
 		return refuse(unconfirmed, err, "the broker did not answer; the message may have been taken: if you try again "+
 			"without an idempotency key it may arrive twice")

@@ -40,6 +40,10 @@ type node struct {
 	// active is the last of generations, for those who must not wait for mu.
 	active atomic.Pointer[generation]
 
+	// storing is held for reading while a message is stored with the configuration that rules, and for writing while
+	// another takes over that does not have all that this one stores in. Taken before mu.
+	storing sync.RWMutex
+
 	mu          sync.Mutex
 	numbered    uint64
 	generations []*generation // started and not stopped, oldest first
@@ -113,6 +117,14 @@ func (n *node) start(g *generation) error {
 	}
 	if before != nil {
 		awaitProven(fresh)
+	}
+	if g.drops(before) {
+		// Something may have been stored since the first look. While this one is taken, and until g rules, nothing is.
+		n.storing.Lock()
+		defer n.storing.Unlock()
+		if err := g.leavesBehind(before); err != nil {
+			return err
+		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

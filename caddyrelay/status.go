@@ -183,7 +183,7 @@ func (h *Status) cancel(ctx context.Context, w http.ResponseWriter, store broker
 	if err != nil {
 		return h.failed(w, err)
 	}
-	done, err := store.Cancel(ctx, mid)
+	done, err := cancelMessage(ctx, store, mid)
 	if err != nil {
 		return h.failed(w, err)
 	}
@@ -290,3 +290,16 @@ var (
 	_ caddyhttp.MiddlewareHandler = (*Status)(nil)
 	_ caddyfile.Unmarshaler       = (*Status)(nil)
 )
+
+// cancelMessage cancels a message. It may be asked again: whoever missed the first answer must not be told that a back end
+// has seen the message.
+func cancelMessage(ctx context.Context, store broker.Store, mid string) (broker.Cancelled, error) {
+	done, err := store.Cancel(ctx, mid)
+	if err != nil || done != broker.CancelTooLate {
+		return done, err
+	}
+	if rec, err := store.Lookup(ctx, mid); err == nil && rec.State == broker.StateCancelled {
+		return broker.CancelDone, nil
+	}
+	return done, nil
+}

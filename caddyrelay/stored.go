@@ -86,20 +86,26 @@ func (g *generation) keeps(channel string) bool {
 	return c != nil && c.stores()
 }
 
+// drops reports whether g has no longer all that before stores in.
+func (g *generation) drops(before *generation) bool {
+	if before == nil || before.store == nil {
+		return false
+	}
+	for name := range before.channels {
+		if before.keeps(name) && !g.keeps(name) {
+			return true
+		}
+	}
+	return before.store != g.store
+}
+
 // leavesBehind returns an error if before's store has messages that g would no longer deliver. Dead
 // letters count: nobody could look at them any more.
 func (g *generation) leavesBehind(before *generation) error {
-	same := before.store == g.store
-	if same && func() bool {
-		for name := range before.channels {
-			if before.keeps(name) && !g.keeps(name) {
-				return false
-			}
-		}
-		return true
-	}() {
+	if !g.drops(before) {
 		return nil
 	}
+	same := before.store == g.store
 	left, err := leftIn(before.store, func(channel string) bool {
 		return same && g.keeps(channel) || !before.keeps(channel)
 	})
@@ -180,7 +186,13 @@ func (n *node) append(ctx context.Context, from *generation, m *broker.Message, 
 		if err != nil {
 			return broker.Stored{}, err
 		}
+		n.storing.RLock()
+		if n.active.Load() != g {
+			n.storing.RUnlock()
+			continue
+		}
 		out, err := g.store.Append(ctx, m, o)
+		n.storing.RUnlock()
 		// A store that was closed under our hands has a successor, if it was a reload.
 		if !errors.Is(err, broker.ErrClosed) {
 			return out, err

@@ -55,7 +55,7 @@ type Broker struct {
 	started    atomic.Bool
 	db         *bolt.DB
 	loops      sync.WaitGroup
-	clock      atomic.Int64          // what Now has shown, in microseconds since 1970
+	clock      clock
 	broken     atomic.Pointer[error] // why nothing more is written
 	full       atomic.Bool           // the last commit found no room
 	policies   atomic.Pointer[map[string]broker.Policy]

@@ -26,11 +26,11 @@ func (b *Broker) Cancel(ctx context.Context, mid string) (broker.Cancelled, erro
 }
 
 func (b *Broker) cancel(ctx context.Context, mid string) (broker.Cancelled, error) {
-	r, _, err := b.lookup(mid)
+	r, tr, err := b.lookup(mid)
 	if err != nil {
 		return broker.CancelUnknown, err
 	}
-	if r.State.Finished() {
+	if r.State.Finished() || tr.Attempts > 0 {
 		return broker.CancelTooLate, nil
 	}
 	// The owner is asked outside of any lock and transaction: it decides under its own.
@@ -40,6 +40,9 @@ func (b *Broker) cancel(ctx context.Context, mid string) (broker.Cancelled, erro
 	}
 	answer, err := ask(ctx, b, func(t *batch) (broker.Cancelled, error) { return t.cancel(r, owner) })
 	if err != nil {
+		if owner != nil && !errors.Is(err, errOwnerChanged) {
+			owner.lose(broker.ErrForgotten)
+		}
 		return broker.CancelUnknown, err
 	}
 	return answer, nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"math"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -104,7 +105,7 @@ func (t *batch) resend(mid string, ttl time.Duration) error {
 	p := t.b.policy(r.Channel)
 	r.Expires = deadline(t.now, broker.AppendOptions{TTL: ttl})
 	limits := p
-	limits.MaxDead++ // it is one less in the end
+	limits.MaxDead = math.MaxInt // it is one less in the end
 	if err := t.admit(r, true, len(m.Body), limits); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -388,5 +389,92 @@ func (s *standstill) begin(t *testing.T) {
 func queued(b *Broker, n int) {
 	for len(b.queue) < n {
 		runtime.Gosched()
+	}
+}
+
+// A clock that is set back does not stand still: delays end, and deadlines pass.
+func TestI7_ClockIsSetBack(t *testing.T) {
+	var ahead atomic.Int64
+	ahead.Store(int64(time.Hour))
+	b := newStore(t, Options{Clock: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, SweepInterval: 10 * time.Millisecond})
+	mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
+	ahead.Store(0)
+	before := b.Now()
+	mid := mustAppend(t, b, message("02", "a"), broker.AppendOptions{TTL: 50 * time.Millisecond})
+	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
+		if r, err := b.Lookup(context.Background(), mid); err == nil && r.State == broker.StateExpired {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it did not expire; the clock showed %s, and shows %s", before, b.Now())
+		}
+	}
+	if b.Now().Before(before) {
+		t.Error("it went back")
+	}
+}
+
+// More dead letters than max_dead_letters can still be sent again, or the operator would have to drop some first.
+func TestResendAboveTheBound(t *testing.T) {
+	b := newStore(t, Options{})
+	b.SetPolicies(map[string]broker.Policy{channel: {MaxDead: 1}})
+	for range 3 {
+		mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
+	}
+	box, page, err := b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{Window: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range page {
+		if _, err := box.Settle(context.Background(), []broker.Outcome{{Seq: e.Seq, MID: e.Message.MID, State: broker.StateDead, Reason: broker.DeadTerminated}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err = b.Resend(context.Background(), page[0].Message.MID, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// withdrawing is an owner that forgets what it is asked to forget.
+type withdrawing struct {
+	nobody
+	during func()
+	lost   chan error
+}
+
+func (w withdrawing) Withdraw(uint64, string) bool { w.during(); return true }
+func (w withdrawing) Lost(err error)               { w.lost <- err }
+
+// I2: what an owner forgot and was not cancelled is not stranded: it is told to read again. What was pushed before is
+// not asked for at all.
+func TestI2_CancelThatFails(t *testing.T) {
+	b := newStore(t, Options{})
+	first := message("01", "a")
+	mustAppend(t, b, first, broker.AppendOptions{})
+	ctx, cancel := context.WithCancel(context.Background())
+	asked := 0
+	w := withdrawing{during: func() { asked++; cancel() }, lost: make(chan error, 1)}
+	if _, _, err := b.Attach(context.Background(), channel, "01", w, broker.AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Cancel(ctx, first.MID); err == nil {
+		t.Error("cancelled with a context that has ended")
+	}
+	if err := <-w.lost; !errors.Is(err, broker.ErrForgotten) {
+		t.Errorf("the owner heard %v", err)
+	}
+	box, page, err := b.Attach(context.Background(), channel, "01", w, broker.AttachOptions{})
+	if err != nil || len(page) != 1 {
+		t.Fatalf("%v, %v", page, err)
+	}
+	if err := box.Detach(context.Background(), []broker.Outcome{{Seq: page[0].Seq, MID: first.MID, State: broker.StateStored, Counts: broker.Counts{Attempts: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.Attach(context.Background(), channel, "01", w, broker.AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	asked = 0
+	if answer, err := b.Cancel(context.Background(), first.MID); err != nil || answer != broker.CancelTooLate || asked != 0 {
+		t.Errorf("cancelling what was pushed: %d, %v, asked %d times", answer, err, asked)
 	}
 }

@@ -36,7 +36,7 @@ func (b *Broker) Start() error {
 		return err
 	}
 	b.db = db
-	b.advance(int64(ix.high)) //nolint:gosec // microseconds since 1970
+	b.clock.advance(int64(ix.high)) //nolint:gosec // microseconds since 1970
 	b.loops.Go(func() { b.commitLoop(ix) })
 	b.started.Store(true)
 	b.o.Logger.Info("the store is open", "path", b.o.Path, "durability", string(b.durability()))
@@ -117,23 +117,8 @@ func (b *Broker) Ready() error {
 	return nil
 }
 
-// Now implements [broker.Store]. It counts in microseconds, as sequences do: the highest is what the file remembers
-// of the clock.
-func (b *Broker) Now() time.Time { return time.UnixMicro(b.advance(b.o.Clock().UnixMicro())) }
-
-// advance moves the clock forward, and returns what it shows: it never goes back, or a message that was accepted
-// later could come first, and what has expired come back.
-func (b *Broker) advance(to int64) int64 {
-	for {
-		last := b.clock.Load()
-		if to <= last {
-			return last
-		}
-		if b.clock.CompareAndSwap(last, to) {
-			return to
-		}
-	}
-}
+// Now implements [broker.Store].
+func (b *Broker) Now() time.Time { return time.UnixMicro(b.clock.advance(b.o.Clock().UnixMicro())) }
 
 // Usage implements [broker.Store].
 func (b *Broker) Usage(ctx context.Context) (map[string]broker.Usage, error) {

@@ -2,7 +2,6 @@ package brokertest
 
 import (
 	"slices"
-	"time"
 
 	"pgregory.net/rapid"
 
@@ -11,25 +10,18 @@ import (
 
 // model is a store as one would explain it: mailboxes are lists, and every message ever accepted is in one more.
 type model struct {
-	boxes  map[string]*modelBox
-	all    []*modelMessage // in the order of their appends
-	clock  time.Duration   // how much time was let pass
-	dedupe time.Duration   // the policy's
-	ends   map[broker.Ending]uint64
+	boxes map[string]*modelBox
+	all   []*modelMessage
 }
 
 type modelMessage struct {
-	mid, id, key, fingerprint, ref, body string
-
-	state         broker.State
-	reason        broker.DeadReason
-	detail, reply string
-	counts        broker.Counts
-	seq, stale    uint64 // once a page has shown it, and what it was before it was sent again
-
-	stored, finished, retain time.Duration // by the model's clock
-	expires                  time.Duration // 0: never
-	replaced                 bool          // its key was used again, and its record may be gone
+	mid, id, key, fingerprint, body string
+	expires                         bool
+	state                           broker.State
+	reason                          broker.DeadReason
+	detail, reply                   string
+	counts                          broker.Counts
+	seq                             uint64 // once a page has shown it
 }
 
 type modelBox struct {
@@ -39,17 +31,18 @@ type modelBox struct {
 	tenants  []*tenant       // all there were
 }
 
-// The model's times are apart from each other by minutes, so that those that a test takes don't matter.
-const (
-	propertyMinutes, propertyDays = 20 * time.Minute, 73 * time.Hour // what passes in one go
-	propertyRetention             = 72 * time.Hour                   // by default
-	propertyReceipts              = 24 * time.Hour                   // by default
-	propertyLimit                 = 4                                // messages in a mailbox: few, so that it is full now and then
-)
-
-func newModel(dedupe time.Duration) *model {
-	return &model{boxes: make(map[string]*modelBox), dedupe: dedupe, ends: make(map[broker.Ending]uint64)}
+// tenant is one who took a mailbox.
+type tenant struct {
+	box     broker.Mailbox
+	owner   *owner
+	fence   uint64
+	window  int
+	node    int
+	refuses bool // to withdraw
+	crashed bool
 }
+
+func newModel() *model { return &model{boxes: make(map[string]*modelBox)} }
 
 func (m *model) box(id string) *modelBox {
 	b := m.boxes[id]
@@ -60,147 +53,66 @@ func (m *model) box(id string) *modelBox {
 	return b
 }
 
-// first returns the message that an append with this key repeats, if there is one. either says that the store may
-// also take the key as new: its window is over, and the message is a dead letter, or older ones are not over.
-func (m *model) first(id, key string) (first *modelMessage, either bool) {
-	for _, other := range slices.Backward(m.all) {
-		if key == "" || other.id != id || other.key != key {
+// expectAppend says what an append must return: an error, or the message that it repeats, or neither.
+func (m *model) expectAppend(box *modelBox, key, fingerprint string, o broker.AppendOptions) (*modelMessage, error) {
+	for _, first := range m.all {
+		if key == "" || first.id != box.id || first.key != key {
 			continue
 		}
-		over := other.state.Finished() && m.clock >= other.stored+m.dedupe
-		switch {
-		case first == nil && !over:
-			return other, false
-		case first == nil && other.state == broker.StateDead:
-			return other, true
-		case first == nil:
-			first = other
-		case !over || other.state == broker.StateDead:
-			return other, true
+		if fingerprint != "" && first.fingerprint != "" && fingerprint != first.fingerprint {
+			return nil, broker.ErrConflict
 		}
+		return first, nil
 	}
-	return nil, false
-}
-
-// refusal says why a new message of a mailbox is not taken.
-func (b *modelBox) refusal(o broker.AppendOptions) error {
 	switch {
 	case !o.Expires.IsZero(): // it is in the past
-		return broker.ErrExpired
-	case len(b.messages) >= propertyLimit:
-		return broker.ErrMailboxFull
+		return nil, broker.ErrExpired
+	case len(box.messages) >= propertyLimit:
+		return nil, broker.ErrMailboxFull
 	}
-	return nil
+	return nil, nil
 }
 
 func (m *model) appended(box *modelBox, message *modelMessage) {
-	for _, other := range m.all {
-		if message.key != "" && other.id == message.id && other.key == message.key && other.state != broker.StateDead {
-			other.replaced = true
-		}
-	}
-	m.all = append(m.all, message)
-	message.stored = m.clock
-	m.put(box, message)
-}
-
-// put stores a message, again or for the first time.
-func (m *model) put(box *modelBox, message *modelMessage) {
-	message.state, message.retain = broker.StateStored, m.clock+propertyRetention
 	box.messages = append(box.messages, message)
-	if box.owned() {
-		box.owner.due = true
-	}
+	m.all = append(m.all, message)
 }
 
-// resent: everything begins anew, but for its name and key.
-func (m *model) resent(box *modelBox, message *modelMessage, ttl time.Duration) {
-	message.reason, message.detail, message.reply, message.counts = "", "", "", broker.Counts{}
-	message.stale, message.seq, message.expires = message.seq, 0, 0
-	if ttl > 0 {
-		message.expires = m.clock + ttl
+// attached: an owner before that did not give the mailbox up may have pushed what its window held.
+func (b *modelBox) attached(t *tenant) {
+	if b.owner != nil {
+		for i, m := range b.messages[:min(b.owner.window, len(b.messages))] {
+			m.counts.Attempts++
+			if i == 0 {
+				m.counts.Deaths++
+			}
+		}
 	}
-	m.put(box, message)
+	b.owner = t
+	b.tenants = append(b.tenants, t)
 }
 
-// finish ends a message. Its counts are as they were.
-func (m *model) finish(message *modelMessage, state broker.State, reason broker.DeadReason) {
-	message.state, message.reason, message.finished = state, reason, m.clock
-	m.ends[broker.Ending{Channel: "", State: state, Reason: reason}]++
-	b := m.box(message.id)
-	b.messages = slices.DeleteFunc(b.messages, func(other *modelMessage) bool { return other == message })
+func (b *modelBox) remove(m *modelMessage) {
+	b.messages = slices.DeleteFunc(b.messages, func(other *modelMessage) bool { return other == m })
 }
 
-// settle does what an owner asks of a message.
-func (m *model) settle(box *modelBox, o broker.Outcome) broker.Verdict {
-	i := slices.IndexFunc(box.messages, func(message *modelMessage) bool { return message.seq == o.Seq && message.mid == o.MID })
-	if i < 0 {
-		return broker.Gone
-	}
-	message := box.messages[i]
+func (m *model) settled(box *modelBox, message *modelMessage, o broker.Outcome) {
 	message.counts = o.Counts
-	if o.State.Finished() {
-		message.detail, message.reply = o.Detail, string(o.Reply)
-		m.finish(message, o.State, o.Reason)
+	if o.State == broker.StateStored {
+		return
 	}
-	return broker.Settled
+	message.state, message.reason, message.detail, message.reply = o.State, o.Reason, o.Detail, string(o.Reply)
+	box.remove(message)
 }
 
-// due finishes what is due, and returns it.
-func (m *model) due() (over []*modelMessage) {
-	for _, message := range m.all {
-		if !message.over(m.clock) {
-			continue
-		}
-		over = append(over, message)
-		if message.expires > 0 {
-			m.finish(message, broker.StateExpired, "")
-		} else {
-			m.finish(message, broker.StateDead, broker.DeadRetention)
+// crashed ends the owners of a node. Their mailboxes are as they were.
+func (m *model) crashed(node int) {
+	for _, b := range m.boxes {
+		if b.owner != nil && b.owner.node == node {
+			// The next one finds that it was not given up; what it says itself is not heard any more.
+			b.owner = &tenant{window: b.owner.window, crashed: true}
 		}
 	}
-	return over
-}
-
-// over says whether the message is due at a time.
-func (m *modelMessage) over(clock time.Duration) bool {
-	return !m.state.Finished() && (m.expires > 0 && m.expires <= clock || m.retain <= clock)
-}
-
-// known says whether a record must be there. If not it may be.
-func (m *model) known(message *modelMessage) bool {
-	switch {
-	case !message.state.Finished() || message.state == broker.StateDead:
-		return true
-	case message.replaced:
-		return false
-	}
-	return m.clock < message.finished+propertyReceipts || message.key != "" && m.clock < message.stored+m.dedupe
-}
-
-// letters returns the dead letters.
-func (m *model) letters() (dead []*modelMessage) {
-	for _, message := range m.all {
-		if message.state == broker.StateDead {
-			dead = append(dead, message)
-		}
-	}
-	return dead
-}
-
-// page returns the entries that a page must have.
-func (b *modelBox) page(after uint64, limit, bytes int) (page []*modelMessage) {
-	for _, m := range b.messages {
-		if m.seq != 0 && m.seq <= after {
-			continue
-		}
-		if len(page) == limit || len(page) > 0 && len(m.body) > bytes {
-			break
-		}
-		bytes -= len(m.body)
-		page = append(page, m)
-	}
-	return page
 }
 
 // any returns a message that was accepted once.
@@ -213,19 +125,39 @@ func (m *model) any(t *rapid.T) *modelMessage {
 
 // letter returns a dead letter more often than not, if there is one.
 func (m *model) letter(t *rapid.T) *modelMessage {
-	dead := m.letters()
+	var dead []*modelMessage
+	for _, message := range m.all {
+		if message.state == broker.StateDead {
+			dead = append(dead, message)
+		}
+	}
 	if len(dead) == 0 || rapid.IntRange(0, 3).Draw(t, "any") == 0 {
 		return m.any(t)
 	}
 	return rapid.SampledFrom(dead).Draw(t, "letter")
 }
 
-// seen returns the messages of a mailbox, finished or not, whose sequence is known.
-func (m *model) seen(box *modelBox) (seen []*modelMessage) {
+// ever returns a message of a mailbox, finished or not, whose sequence is known.
+func (m *model) ever(t *rapid.T, box *modelBox) *modelMessage {
+	var known []*modelMessage
 	for _, message := range m.all {
 		if message.id == box.id && message.seq > 0 {
-			seen = append(seen, message)
+			known = append(known, message)
 		}
 	}
-	return seen
+	if len(known) == 0 {
+		t.Skip("nothing was read")
+	}
+	return rapid.SampledFrom(known).Draw(t, "message")
+}
+
+// anyTenant returns the owner, or a former one.
+func (b *modelBox) anyTenant(t *rapid.T) *tenant {
+	if len(b.tenants) == 0 {
+		t.Skip("nobody has the mailbox")
+	}
+	if b.owner != nil && !b.owner.crashed && rapid.IntRange(0, 3).Draw(t, "current") > 0 {
+		return b.owner
+	}
+	return rapid.SampledFrom(b.tenants).Draw(t, "tenant")
 }

@@ -118,7 +118,7 @@ func (b *Broker) rights() string {
 		text += " +select"
 	}
 	if b.o.MasterName != "" {
-		text += " +role"
+		text += sentinelRights
 	}
 	if b.store.begun.Load() {
 		text += storeRights + " ~" + b.o.Prefix + ":* &" + b.o.Prefix + ":node:*"

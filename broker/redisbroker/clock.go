@@ -11,6 +11,7 @@ type clock struct {
 	read time.Time // when it was read, by this machine's monotonic clock
 	told time.Time // what it said then
 	last time.Time // what now returned last
+	at   time.Time // when that was
 	seen []uint64  // for each partition, the highest sequence or fence that this node knows of
 }
 
@@ -24,8 +25,9 @@ func (c *clock) set(micros int64) {
 	c.read, c.told = now, time.UnixMicro(micros)
 }
 
-// now returns the server's time. Until it was read for the first time that is this machine's. It stands
-// still rather than go back: a deadline that has passed stays passed.
+// now returns the server's time. Until it was read for the first time that is this machine's. It never goes
+// back: a deadline that has passed stays passed. When the server's clock is set back, it goes on at its pace from where
+// it was: if it stood still, no delay would end.
 func (c *clock) now() time.Time {
 	now := time.Now()
 	c.mu.Lock()
@@ -33,8 +35,12 @@ func (c *clock) now() time.Time {
 	if c.told.IsZero() {
 		return now.Round(0)
 	}
-	if t := c.told.Add(now.Sub(c.read)); t.After(c.last) {
-		c.last = t
+	t := c.told.Add(now.Sub(c.read))
+	if !t.After(c.last) && !c.at.IsZero() {
+		t = c.last.Add(now.Sub(c.at))
+	}
+	if t.After(c.last) {
+		c.last, c.at = t, now
 	}
 	return c.last
 }

@@ -27,9 +27,10 @@ type condition struct {
 func (c condition) volatile() string {
 	switch {
 	case c.policy != "" && c.policy != "noeviction":
-		return fmt.Sprintf("it evicts keys when memory is full (maxmemory-policy %s): CONFIG SET maxmemory-policy noeviction", c.policy)
+		return fmt.Sprintf("it evicts keys when memory is full (maxmemory-policy %s): CONFIG SET maxmemory-policy noeviction, and CONFIG REWRITE", c.policy)
 	case !c.aof:
-		return "it does not keep an append-only file, or cannot write to it: CONFIG SET appendonly yes"
+		return "it does not keep an append-only file, or cannot write to it: write \"appendonly yes\" into redis.conf, or CONFIG SET appendonly yes and " +
+			"CONFIG REWRITE. If it was restarted without, restart it with it first: CONFIG SET would begin a new file in place of the one that has the messages"
 	}
 	return ""
 }
@@ -230,3 +231,6 @@ const storeRights = " +evalsha +script|load +ping +info +config|get +wait +time"
 	" +lindex +llen +lpop +lrange +lrem +lset +rpush" +
 	" +sadd +smembers +srem" +
 	" +zadd +zcard +zrange +zrangebyscore +zrem +zremrangebyrank +zrevrange +zscore"
+
+// sentinelRights are what the user needs on top when Sentinels say who the primary is.
+const sentinelRights = " +role"

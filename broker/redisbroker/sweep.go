@@ -14,7 +14,7 @@ const (
 	// keepInterval is how often deadlines are looked for, and owners' mailboxes are looked at.
 	keepInterval = time.Second
 	// lookInterval is how often a server is looked at that is well; one that is not, each keepInterval.
-	lookInterval = time.Minute
+	lookInterval = 2 * time.Second
 	// sweepGrace is left to an owner to see to a deadline himself: what he is about to settle shall not be gone.
 	sweepGrace = 2 * time.Second
 	// sweepMailboxes bounds the mailboxes of a partition per look, scanEntries and scanBytes the entries per call.

@@ -198,6 +198,9 @@ func (d *delivery) move(t task) {
 	moved := d.attachAnew(ctx, t, func() {
 		finals, counts = d.remainsLocked()
 		for _, f := range d.flights {
+			if f.phase == pushed {
+				d.unansweredLocked()
+			}
 			f.phase = dropped
 		}
 		d.flights, d.carried = nil, nil
