@@ -427,8 +427,8 @@ var (
 	ErrFenced = errors.New("the mailbox has another owner")
 
 	// ErrForgotten: the store has lost what it knew of this owner, and has no later one: it was
-	// emptied, or a replica was promoted that had not heard of the owner. Attaching again
-	// mends it.
+	// emptied, or a replica was promoted that had not heard of the owner; or a later owner has come
+	// and gone. Attaching again mends it.
 	ErrForgotten = errors.New("the store has forgotten the owner of the mailbox")
 
 	// ErrNotFound: nothing is known of the message.

@@ -146,7 +146,7 @@ func (s *sequence) read(t *rapid.T) {
 	limit := rapid.IntRange(1, propertyLimit).Draw(t, "limit")
 	page, err := tenant.box.Read(t.Context(), 0, limit, 1<<20)
 	if tenant != box.owner {
-		s.mustBeFenced(t, "read", err)
+		s.mustBeFenced(t, "read", box, err)
 		return
 	}
 	if err != nil {
@@ -155,11 +155,13 @@ func (s *sequence) read(t *rapid.T) {
 	s.comparePage(t, box, page, limit)
 }
 
-// mustBeFenced: who is no owner any more is told so, or that his handle is closed.
-func (s *sequence) mustBeFenced(t *rapid.T, what string, err error) {
-	if !errors.Is(err, broker.ErrFenced) && !errors.Is(err, broker.ErrClosed) {
-		t.Fatalf("%s by a former owner: %v, want ErrFenced or ErrClosed", what, err)
+// mustBeFenced: who is no owner any more is told so, or that his handle is closed. If an owner after him has come and
+// gone, nothing may be left of either, and he may be told that he is forgotten.
+func (s *sequence) mustBeFenced(t *rapid.T, what string, box *modelBox, err error) {
+	if errors.Is(err, broker.ErrFenced) || errors.Is(err, broker.ErrClosed) || box.givenUp && errors.Is(err, broker.ErrForgotten) {
+		return
 	}
+	t.Fatalf("%s by a former owner: %v, want ErrFenced or ErrClosed", what, err)
 }
 
 func (s *sequence) settle(t *rapid.T) {
@@ -184,7 +186,7 @@ func (s *sequence) settle(t *rapid.T) {
 	}
 	verdicts, err := tenant.box.Settle(t.Context(), []broker.Outcome{o})
 	if tenant != box.owner {
-		s.mustBeFenced(t, "settle", err)
+		s.mustBeFenced(t, "settle", box, err)
 		return
 	}
 	if err != nil || len(verdicts) != 1 {
@@ -210,7 +212,7 @@ func (s *sequence) detach(t *rapid.T) {
 	}
 	err := tenant.box.Detach(t.Context(), counts)
 	if tenant != box.owner {
-		s.mustBeFenced(t, "detach", err)
+		s.mustBeFenced(t, "detach", box, err)
 		return
 	}
 	if err != nil {
@@ -219,7 +221,7 @@ func (s *sequence) detach(t *rapid.T) {
 	for _, o := range counts {
 		box.messages[0].counts = o.Counts
 	}
-	box.owner = nil
+	box.owner, box.givenUp = nil, true
 }
 
 func (s *sequence) cancel(t *rapid.T) {

@@ -29,6 +29,7 @@ type modelBox struct {
 	messages []*modelMessage // unfinished, in order
 	owner    *tenant         // who has it; one that crashed has it until the next comes
 	tenants  []*tenant       // all there were
+	givenUp  bool            // by one of them
 }
 
 // tenant is one who took a mailbox.
