@@ -16,8 +16,8 @@
 // # Rooms
 //
 //   - broker.go: options, publish and subscribe, the end.
-//   - store.go: opening, policies, the clock, usage.
-//   - file.go, format.go: the file, its versions, its keys and values.
+//   - store.go: opening, policies, usage. clock.go: a clock that never goes back.
+//   - file.go, format.go: the file, its versions, its keys and values. verify.go: whether it is sound.
 //   - commit.go: operations and their group commit. index.go: what the committer remembers.
 //   - append.go, mailbox.go, settle.go, cancel.go: the life of a message.
 //   - record.go: what is known of messages, and who waits for it. dead.go: dead letters.

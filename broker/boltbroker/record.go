@@ -89,7 +89,11 @@ func (t *batch) endRecord(name string, r *record) error {
 func (b *Broker) ended(r broker.Record) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.endings[broker.Ending{Channel: r.Channel, State: r.State, Reason: r.Reason}]++
+	e := broker.Ending{Channel: r.Channel, State: r.State}
+	if r.State == broker.StateDead { // what is erased keeps in its record why it had died
+		e.Reason = r.Reason
+	}
+	b.endings[e]++
 	for _, w := range b.waiters[r.MID] {
 		w <- r
 	}

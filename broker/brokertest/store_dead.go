@@ -282,6 +282,7 @@ func drop(r *rig) {
 	if err := s.Drop(r.ctx(), mid); err != nil {
 		r.Fatalf("dropping: %v", err)
 	}
+	r.mustCountEnds(s, broker.Ending{Channel: "c", State: broker.StateErased}, 1)
 	if !r.h.Volatile {
 		s = r.reopen(s, broker.Policy{})
 	}

@@ -145,6 +145,12 @@ func find(r *rig) {
 		}
 	}
 	check()
+	// Storing the oldest again stores nothing, and makes it no newer.
+	again := messageIn("c", "01", "", "x")
+	again.MID, again.Ref = ones[0], "one"
+	r.pass(s, 2*time.Millisecond)
+	r.store(s, again, broker.AppendOptions{})
+	check()
 	for _, none := range [][2]string{{"c", "two"}, {"never", "one"}, {"c", "one\x00"}} {
 		if got, err := s.Find(r.ctx(), none[0], none[1], 10); err != nil || len(got) > 0 {
 			r.Errorf("finding %q in %s: %d records, %v", none[1], none[0], len(got), err)

@@ -1,5 +1,5 @@
 // Package redisbroker is the broker for many machines: one Redis or Valkey server that all nodes
-// share.
+// share, or the primary that Sentinels name.
 //
 // # At most once
 //
@@ -21,6 +21,7 @@
 // # Rooms
 //
 //   - broker.go: the broker, its options, and its end.
+//   - sentinel.go: who the primary is.
 //   - client.go: how go-redis is set up, and errors in an operator's words.
 //   - publish.go: group commit; what waits is sent in one pipeline.
 //   - subscribe.go: who listens to what.
@@ -29,7 +30,7 @@
 //   - store.go: the store and its beginning. preflight.go: whether the server can be trusted. clock.go: its clock.
 //   - keys.go, entry.go, record.go: names and formats. scripts: what the server runs; script.go, reply.go: calling it.
 //   - lane.go: the queues and their connections.
-//   - append.go, mailbox.go, cancel.go, dead.go: the life of a message.
+//   - append.go, mailbox.go, cancel.go, dead.go: the life of a message. find.go: messages by their ref.
 //   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
 //   - sweep.go, usage.go: deadlines, and what is kept.
 package redisbroker

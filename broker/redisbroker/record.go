@@ -180,59 +180,6 @@ func (s *store) ownerOf(ctx context.Context, at place, seq uint64) (string, brok
 	return owner, counts, nil
 }
 
-// Find implements [broker.Store].
-func (b *Broker) Find(ctx context.Context, channel, ref string, limit int) ([]broker.Record, error) {
-	leave, err := b.enter()
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	s := b.store
-	if limit <= 0 || ref == "" {
-		return nil, nil
-	}
-	listed, err := s.command(ctx, "ZREVRANGE", s.names.ref(channel, ref), 0, -1)
-	if err != nil {
-		return nil, err
-	}
-	mids := replyOf(listed)
-	var records []broker.Record
-	known := make(map[string]bool)
-	for mids.more() && len(records) < limit {
-		var ops []*op
-		var hints []string
-		for mids.more() && len(ops) < 100 {
-			if hint := mids.text(); hint != "" {
-				if _, err := broker.RecordOf(hint); err == nil {
-					ops, hints = append(ops, s.lookupOp(hint, len(hint) == recordLength)), append(hints, hint)
-				}
-			}
-		}
-		for i, err := range s.calls(ctx, ops) {
-			if err != nil {
-				return nil, err
-			}
-			rec, err := s.found(hints[i], ops[i])
-			if errors.Is(err, broker.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			if rec.Channel != channel || rec.Ref != ref || known[rec.MID] || len(records) == limit {
-				continue
-			}
-			known[rec.MID] = true
-			full, err := s.live(ctx, rec)
-			if err != nil {
-				return nil, err
-			}
-			records = append(records, full)
-		}
-	}
-	return records, mids.err
-}
-
 // Content implements [broker.Store].
 func (b *Broker) Content(ctx context.Context, mid string) (*broker.Message, error) {
 	leave, err := b.enter()

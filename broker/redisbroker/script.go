@@ -17,7 +17,7 @@ type script struct {
 
 // The scripts, each with the files that it builds on.
 var (
-	scriptAppend  = load("append")
+	scriptAppend  = load("push", "append")
 	scriptAttach  = load("page", "attach")
 	scriptRead    = load("page", "read")
 	scriptSettle  = load("settle")
@@ -27,7 +27,7 @@ var (
 	scriptLookup  = load("deadletter", "lookup")
 	scriptDead    = load("deadletter", "dead")
 	scriptGet     = load("deadletter", "get")
-	scriptResend  = load("deadletter", "resend")
+	scriptResend  = load("deadletter", "push", "resend")
 	scriptDrop    = load("deadletter", "drop")
 	scriptUsage   = load("usage")
 	scriptRef     = load("ref")

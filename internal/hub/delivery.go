@@ -272,5 +272,5 @@ func (d *delivery) remainsLocked() (finals, counts []broker.Outcome) {
 	return finals, counts
 }
 
-// regexps of an endpoint that accept a plain peer's frame.
+// matches reports whether one of an endpoint's regexps, which may be missing, matches a plain peer's frame.
 func matches(r *regexp.Regexp, frame []byte) bool { return r != nil && r.Match(frame) }

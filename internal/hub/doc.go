@@ -28,7 +28,8 @@
 // # Locks
 //
 // The lock of a channel may be held when that of a session is taken, never the other way
-// round. A store's methods that do I/O are called with neither; it calls owners with none of its own.
+// round. A store's methods that do I/O are called with neither: a store holds a lock of its own
+// while it tells an owner that it is none any more, and that takes the session's.
 //
 // The hub knows no HTTP, no Caddy and no driver. It is told what to deliver, or which
 // [broker.Store] has it.

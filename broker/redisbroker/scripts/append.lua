@@ -54,16 +54,7 @@ elseif dead >= tonumber(ARGV[15]) then full = 'dead' end
 if full then return {full, now, '', '', 0, '', pending - 1, all - size, records - 1, dead} end
 
 local seq = math.max(tonumber(m[1] or 0) + 1, now, tonumber(ARGV[9]) + 1)
-local due = deadline(expires, retain)
-redis.call('RPUSH', KEYS[2], fmt(seq) .. ' ' .. ARGV[1] .. ' ' .. fmt(expires) .. ' ' .. fmt(retain) .. ' ' .. fmt(size) .. '\n' .. ARGV[8])
-local set = {'l', fmt(seq), 'n', fmt(count), 'b', fmt(bytes), 'v', fmt(due)}
-if not m[5] or due < tonumber(m[5]) then
-  set[9], set[10] = 'u', fmt(due)
-  redis.call('ZADD', KEYS[3], fmt(due), ARGV[3])
-end
-if m[6] and due < tonumber(m[6]) then set[#set + 1] = 'k'; set[#set + 1] = '1' end
-redis.call('HSET', KEYS[1], unpack(set))
-if count == 1 then redis.call('ZADD', KEYS[5], fmt(math.floor(seq / 1000)), ARGV[3]) end
+push(ARGV[3], ARGV[1], seq, expires, retain, size, ARGV[8], m, count, bytes)
 if n[1] then
   redis.call('HSET', KEYS[4], 'pending', fmt(pending), 'bytes', fmt(all), 'records', fmt(records))
 else

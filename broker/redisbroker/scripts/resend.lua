@@ -34,18 +34,9 @@ if fresh then records = records + 1 end
 local seq = math.max(tonumber(m[1] or 0) + 1, now, tonumber(ARGV[5]) + 1)
 local retain, expires = ms + tonumber(ARGV[4]), 0
 if tonumber(ARGV[3]) > 0 then expires = ms + tonumber(ARGV[3]) end
-local due = deadline(expires, retain)
-redis.call('RPUSH', KEYS[2], fmt(seq) .. ' ' .. ARGV[1] .. ' ' .. fmt(expires) .. ' ' .. fmt(retain) .. ' ' .. fmt(size) .. '\n' .. stored)
+push(ARGV[2], ARGV[1], seq, expires, retain, size, stored, m, count, bytes)
 redis.call('HDEL', KEYS[7], ARGV[1])
 redis.call('ZREM', KEYS[6], ARGV[1])
-local set = {'l', fmt(seq), 'n', fmt(count), 'b', fmt(bytes), 'v', fmt(due)}
-if not m[5] or due < tonumber(m[5]) then
-  set[9], set[10] = 'u', fmt(due)
-  redis.call('ZADD', KEYS[3], fmt(due), ARGV[2])
-end
-if m[6] and due < tonumber(m[6]) then set[#set + 1] = 'k'; set[#set + 1] = '1' end
-redis.call('HSET', KEYS[1], unpack(set))
-if count == 1 then redis.call('ZADD', KEYS[5], fmt(math.floor(seq / 1000)), ARGV[2]) end
 redis.call('HSET', KEYS[4], 'pending', fmt(pending), 'bytes', fmt(all), 'records', fmt(records), 'dead', fmt(dead))
 redis.call('SADD', KEYS[8], ARGV[11])
 if fresh then
