@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddyrelay/relay/internal/freeport"
 )
 
 // "caddy validate" beside a running server provisions the same configuration and touches nothing.
@@ -95,7 +97,7 @@ func TestI8_TLSSocketsBeyondMaxGenerations(t *testing.T) {
 	n := newNode(t)
 	config := strings.Replace(oneChannel("max_generations 2"), "relay pay_mq_channel {", "tls\n\t\t\t\trelay pay_mq_channel {", 1)
 	config += "\nhttps://localhost:{HTTPS} {\n\ttls internal\n\tbind 127.0.0.1\n\trespond ok\n}\n"
-	https := freePorts(t, 1)[0]
+	https := freeport.Addr(t)
 	config = strings.ReplaceAll(config, "localhost:{HTTPS}", "localhost:"+https[strings.LastIndex(https, ":")+1:])
 	config = strings.Replace(config, header, header+"\tskip_install_trust\n\tauto_https disable_redirects\n", 1)
 	n.start(config)

@@ -26,6 +26,7 @@ import (
 	_ "github.com/mholt/caddy-l4/modules/l4tls"
 
 	_ "github.com/caddyrelay/relay"
+	"github.com/caddyrelay/relay/internal/freeport"
 )
 
 // caddyBinary is built once for all tests, with the race detector.
@@ -92,25 +93,10 @@ func (l *logBuffer) lines(msg string) (found []map[string]any) {
 	return found
 }
 
-// newNode reserves addresses for a process. Another program may take one before the process does, so
-// start tells when that happened and the test fails with the reason.
+// newNode reserves addresses for a process.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	a := freePorts(t, 4)
-	return &node{t: t, admin: a[0], http: a[1], tcp: a[2], tcp2: a[3], dir: t.TempDir()}
-}
-
-func freePorts(t *testing.T, n int) (addresses []string) {
-	t.Helper()
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		addresses = append(addresses, ln.Addr().String())
-	}
-	return addresses
+	return &node{t: t, admin: freeport.Addr(t), http: freeport.Addr(t), tcp: freeport.Addr(t), tcp2: freeport.Addr(t), dir: t.TempDir()}
 }
 
 // expand puts the node's addresses into a configuration: {ADMIN}, {TCP}, {TCP2} as host:port, {HTTP} as

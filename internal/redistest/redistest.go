@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddyrelay/relay/internal/freeport"
 )
 
 // patience bounds every wait for the server. It is long because a loaded machine is slow, and costs
@@ -47,7 +49,7 @@ func Reserve(t testing.TB, args ...string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, addr: freeAddr(t), dir: dir, args: args}
+	s := &Server{t: t, addr: freeport.Addr(t), dir: dir, args: args}
 	t.Cleanup(func() {
 		s.Kill()
 		_ = os.RemoveAll(dir)
@@ -68,17 +70,8 @@ func Start(t testing.TB, args ...string) *Server {
 		if try == 3 {
 			t.Fatal(err)
 		}
-		s.addr = freeAddr(t)
+		s.addr = freeport.Addr(t)
 	}
-}
-
-func freeAddr(t testing.TB) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 // Addr returns host:port.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyrelay/relay/internal/freeport"
 )
 
 // Sentinels is a primary with replicas, watched by three Sentinels under the name [Sentinels.Name].
@@ -61,7 +63,7 @@ func (s *Sentinels) startSentinel(port string) string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	addr := freeAddr(s.t)
+	addr := freeport.Addr(s.t)
 	_, own, _ := net.SplitHostPort(addr)
 	file := filepath.Join(dir, "sentinel.conf")
 	config := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor %s 127.0.0.1 %s 2\n"+
