@@ -30,11 +30,11 @@ func Addr(t testing.TB) string {
 		}
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
-			claim.Close()
+			_ = claim.Close()
 			continue
 		}
-		ln.Close()
-		t.Cleanup(func() { claim.Close() })
+		_ = ln.Close()
+		t.Cleanup(func() { _ = claim.Close() })
 		return addr
 	}
 	t.Fatalf("no free port between %d and %d on 127.0.0.1", lowest, end)
