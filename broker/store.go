@@ -22,9 +22,10 @@ import (
 //
 // # Notices
 //
-// The store tells owners and waiting publishers of news, on whichever node they are. These
-// notices are hints: one may be lost or come late, twice or for nothing. So a store also
-// looks at all attached mailboxes once a second and rings for those that have news.
+// The store tells owners and waiting publishers of news, on whichever node they are, and hands owners
+// what was stored for them. These notices are hints: one may be lost or come late, twice or for nothing,
+// and not in order. So a store also looks at all attached mailboxes every few seconds (at very many of
+// them in turn) and rings for those that have news.
 //
 // # Time
 //
@@ -59,12 +60,13 @@ type Store interface {
 
 	// Attach makes owner the owner of a mailbox, whether or not there is anything in it, and
 	// returns the first unfinished entries, as many as o.Limit and o.Bytes allow (at
-	// least one, if there is one). The owner before, if there is one, hears Lost.
+	// least one, if there is one). The owner before, if there is one, hears Lost. Everything
+	// that is stored from then on is in a later page, and offered or rung for.
 	//
 	// If the owner before didn't detach (its node crashed), the first entries, as many
 	// as its window held, count one attempt more, and the first of them one death: they
 	// may have been pushed.
-	Attach(ctx context.Context, channel, id string, owner Owner, o AttachOptions) (Mailbox, []Entry, error)
+	Attach(ctx context.Context, channel, id string, owner Owner, o AttachOptions) (Mailbox, Page, error)
 
 	// Lookup returns what is known of a message. [ErrNotFound] if that is nothing: it never was,
 	// or was finished longer ago than receipts are kept.
@@ -224,8 +226,15 @@ type AttachOptions struct {
 // the store's goroutines, perhaps several at once and before Attach has returned. They must
 // not block, and must not call the store.
 type Owner interface {
-	// Ring tells that the mailbox may have entries behind those that the owner has read.
+	// Ring tells that the mailbox may have entries behind those that the owner has read, or that
+	// its lease holds again.
 	Ring()
+
+	// Offer hands over an entry that was stored for the mailbox, right behind the one with the
+	// sequence prev or, if that is finished, behind whatever was before it. An owner that has read on
+	// to prev (see Page.Through) need not read e any more: it has then read on to e.Seq. Any
+	// other owner takes it for a ring; so it does when it has no place for e.
+	Offer(prev uint64, e Entry)
 
 	// Lost tells that the mailbox has another owner, that the store has forgotten this one, or
 	// that it was closed ([ErrFenced], [ErrForgotten], [ErrClosed]). It comes at most once, and not
@@ -250,7 +259,12 @@ type Mailbox interface {
 
 	// Read returns the unfinished entries whose sequence is above after, oldest first, at most
 	// limit, and at most so many bytes of bodies (but at least one entry, if there is one).
-	Read(ctx context.Context, after uint64, limit, bytes int) ([]Entry, error)
+	Read(ctx context.Context, after uint64, limit, bytes int) (Page, error)
+
+	// Leased reports whether the store has been in touch recently enough for this owner to be sure
+	// that no other one has long been writing. While it is false, no write of a message
+	// may begin (I4). The owner is rung for when it is true again. It does no I/O.
+	Leased() bool
 
 	// Settle finishes entries, or notes their counts. The results are in the order of the
 	// outcomes. All of it is one step; an entry that was finished already does not keep the others
@@ -261,6 +275,19 @@ type Mailbox interface {
 	// must be [StateStored]). Whoever attaches next starts at once. On ErrUnavailable the
 	// owner is no longer one as far as this process is concerned.
 	Detach(ctx context.Context, counts []Outcome) error
+}
+
+// Page is what was read of a mailbox at one moment.
+type Page struct {
+	// Entries are unfinished messages, oldest first.
+	Entries []Entry
+
+	// Through is how far the owner has read on: every message of the mailbox that had a sequence up to
+	// it is in this page, was in front of it, or is finished.
+	Through uint64
+
+	// More says that there may be entries behind Through.
+	More bool
 }
 
 // Entry is an unfinished message in its mailbox.

@@ -211,6 +211,54 @@ var limitFlaws = []*flaw{
 		}},
 }
 
+// misoffered makes a hook for what owners are offered.
+func misoffered(edit func(prev *uint64, e *broker.Entry)) func(broker.Owner) broker.Owner {
+	return func(o broker.Owner) broker.Owner {
+		return &flawedOwner{Owner: o, offer: func(o broker.Owner, prev uint64, e broker.Entry) {
+			edit(&prev, &e)
+			o.Offer(prev, e)
+		}}
+	}
+}
+
+var offerFlaws = []*flaw{
+	{name: "offers name nothing before them", checks: []string{"I3_OffersLeaveNoGap"},
+		owner: misoffered(func(prev *uint64, _ *broker.Entry) { *prev = 0 })},
+	{name: "offers are never right behind", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: misoffered(func(prev *uint64, e *broker.Entry) { *prev = e.Seq - 1 })},
+	{name: "offers have no deadline", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: misoffered(func(_ *uint64, e *broker.Entry) { e.Expires = time.Time{} })},
+	{name: "offers have no ref", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: misoffered(func(_ *uint64, e *broker.Entry) { m := *e.Message; m.Ref = ""; e.Message = &m })},
+	{name: "offers are lost without a trace", checks: []string{"I3_OffersAtOnce", "OffersTheOwner", "OffersOnAnotherNode"},
+		owner: func(o broker.Owner) broker.Owner {
+			n, last := 0, uint64(0)
+			return &flawedOwner{Owner: o, offer: func(o broker.Owner, prev uint64, e broker.Entry) {
+				if n++; n%3 == 0 {
+					return
+				}
+				if last > 0 {
+					prev = last
+				}
+				last = e.Seq
+				o.Offer(prev, e)
+			}}
+		}},
+	{name: "offers are rings", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: func(o broker.Owner) broker.Owner {
+			return &flawedOwner{Owner: o, offer: func(o broker.Owner, _ uint64, _ broker.Entry) { o.Ring() }}
+		}},
+	{name: "pages say that there is no more", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.More = false }},
+	{name: "pages say that there is always more", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.More = true }},
+	{name: "pages say too much", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.Through++ }},
+	{name: "pages say too little", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.Through = 0 }},
+	{name: "nobody has a lease", checks: []string{"I4_LeasedAtOnce"}, unleased: true},
+}
+
 var lifeFlaws = []*flaw{
 	{name: "owners are not rung", checks: []string{"RingsTheOwner", "RingsOnAnotherNode", "RingsWhenANoticeWasLost", "I4_OldOwnerIsRefused", "Resend"},
 		owner: func(o broker.Owner) broker.Owner { return &flawedOwner{Owner: o, ring: func(broker.Owner) {}} }},

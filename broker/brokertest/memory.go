@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyrelay/relay/broker"
@@ -32,6 +33,8 @@ type Memory struct {
 	*world
 	o    MemoryOptions
 	bell *bell
+
+	unleased atomic.Bool // see Unlease
 
 	closing chan struct{} // closed by Close and Crash
 	ended   error         // guarded by world.mu: why the handle takes nothing more

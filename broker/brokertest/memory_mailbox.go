@@ -35,7 +35,7 @@ type attachment struct {
 }
 
 // Attach implements [broker.Store].
-func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, []broker.Entry, error) {
+func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, broker.Page, error) {
 	if o.Window <= 0 {
 		o.Window = 1
 	}
@@ -46,7 +46,7 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		o.Bytes = 1 << 20
 	}
 	if err := m.enter(ctx); err != nil {
-		return nil, nil, err
+		return nil, broker.Page{}, err
 	}
 	defer m.mu.Unlock()
 	where := address{channel, id}
@@ -73,16 +73,18 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 }
 
 // page returns entries.
-func (a *attachment) page(b *box, after uint64, limit, bytes int) (page []broker.Entry) {
+func (a *attachment) page(b *box, after uint64, limit, bytes int) broker.Page {
+	page := broker.Page{Through: after}
 	for _, e := range b.entries {
 		if e.seq <= after {
 			continue
 		}
-		if len(page) >= limit || len(page) > 0 && e.size > bytes {
+		if page.More = len(page.Entries) >= limit || len(page.Entries) > 0 && e.size > bytes; page.More {
 			break
 		}
 		bytes -= e.size
-		page = append(page, broker.Entry{Message: e.message(), Seq: e.seq, Expires: e.expires, Retain: e.retain, Counts: e.counts})
+		page.Entries = append(page.Entries, e.entry())
+		page.Through = e.seq
 		a.read = max(a.read, e.seq)
 	}
 	return page
@@ -105,10 +107,10 @@ func (a *attachment) enter(ctx context.Context) (*box, error) {
 }
 
 // Read implements [broker.Mailbox].
-func (a *attachment) Read(ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error) {
+func (a *attachment) Read(ctx context.Context, after uint64, limit, bytes int) (broker.Page, error) {
 	b, err := a.enter(ctx)
 	if err != nil {
-		return nil, err
+		return broker.Page{}, err
 	}
 	defer a.node.mu.Unlock()
 	return a.page(b, after, limit, bytes), nil
@@ -156,8 +158,14 @@ func (a *attachment) Detach(ctx context.Context, counts []broker.Outcome) error 
 	return err
 }
 
+// Leased implements [broker.Mailbox].
+func (a *attachment) Leased() bool { return !a.node.unleased.Load() }
+
 // ring tells the owner of news.
 func (a *attachment) ring() { guard(a.owner.Ring) }
+
+// offer hands the owner what was stored.
+func (a *attachment) offer(prev uint64, e broker.Entry) { guard(func() { a.owner.Offer(prev, e) }) }
 
 // lose tells the owner that it is not one any more, once.
 func (a *attachment) lose(err error) {
@@ -196,6 +204,20 @@ func (m *Memory) finish(b *box, at int, o broker.Outcome) {
 	m.endings[broker.Ending{Channel: e.channel, State: o.State, Reason: o.Reason}]++
 	close(rec.end)
 	m.tidy(e.address)
+}
+
+// Unlease takes the lease from all owners of this node, as if the store had not been reached for long; false gives
+// it back.
+func (m *Memory) Unlease(unleased bool) {
+	m.unleased.Store(unleased)
+	if unleased {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.held {
+		m.bell.ring(a.ring)
+	}
 }
 
 // Forget has the store forget who owns a mailbox, as a Redis does that was emptied or has failed over; and these messages of it.

@@ -131,7 +131,7 @@ func useAll(t *testing.T, b *Broker) {
 	if _, err := b.Resend(timeout(t), ref.MID, 0); err != nil {
 		t.Error(err)
 	}
-	rest, err := m.Read(timeout(t), page[1].Seq, 10, 100)
+	rest, err := entries(m.Read(timeout(t), page[1].Seq, 10, 100))
 	if err != nil || len(rest) != 1 {
 		t.Fatalf("%d entries, %v", len(rest), err)
 	}

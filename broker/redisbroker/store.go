@@ -24,12 +24,14 @@ type store struct {
 	incarnation string
 	notices     *notices
 	answering   chan struct{} // places for those who answer other nodes
-	recheck     chan struct{} // owners may have missed something: look at their mailboxes now
+	lease       *ownerLease
+	recheck     chan struct{} // look at mailboxes now: at all if missed is set, or at the suspects
 
 	// Fixed by begin.
 	appends, rest *lane
 
 	attaches atomic.Uint64 // numbers them
+	missed   atomic.Bool   // owners may have missed something
 	begun    atomic.Bool   // set with Broker.mu held
 
 	// For tests: muted has all notices lost, and rewrite changes scripts, so that their clock can be moved.
@@ -41,6 +43,7 @@ type store struct {
 	complaint string // what was logged of it, if it is not mended
 	down      error  // why the last exchange failed, or nil
 	policies  map[string]broker.Policy
+	suspects  []*mailbox            // that are said to have another owner
 	boxes     map[string][]*mailbox // this node's, by name; more than one while they take over from each other
 	orphans   map[string]orphan     // owners of ours whom Redis may still believe in, by name
 	withdrawn map[string]withdrawal // entries that owners forgot and that are not cancelled yet
@@ -53,7 +56,7 @@ type store struct {
 func newStore(b *Broker) *store {
 	return &store{
 		b: b, names: b.names, clock: newClock(), incarnation: b.o.Node + "/" + broker.NewMID()[:8],
-		notices: newNotices(), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
+		notices: newNotices(), lease: newOwnerLease(b.o.Lease), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
 		boxes: make(map[string][]*mailbox), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
 		endings: make(map[broker.Ending]uint64), waits: make(map[string]map[chan struct{}]bool),
 		asks: make(map[string]chan answer), tallies: make(map[string]*tally),
@@ -165,10 +168,13 @@ func (s *store) ended(e broker.Ending) {
 	s.endings[e]++
 }
 
-// reached notes how an exchange with the server ended.
-func (s *store) reached(err error) {
+// reached notes how an exchange with the server ended that began at a moment of the lease's clock.
+func (s *store) reached(began time.Duration, err error) {
 	if err != nil && answered(err) {
 		err = nil
+	}
+	if err == nil && s.lease.renew(began) {
+		s.lookAtAll() // their owners have stopped to write
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -79,8 +79,8 @@ type delivery struct {
 	fence     string
 	window    int
 	flights   []*flight          // read from the mailbox and not settled, in order
-	read      uint64             // sequence of the last entry that was read
-	more      bool               // there may be entries behind it
+	read      uint64             // up to which sequence the mailbox is known
+	more      bool               // there may be entries behind that
 	rings     uint64             // counts rings, so that one during a read isn't lost
 	tenure    *tenure            // of box
 	carried   map[string]*flight // what was in flight when the mailbox was attached anew, by MID
@@ -113,7 +113,7 @@ func (d *delivery) attach(window int) *Refusal {
 	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
 	defer cancel()
 	tenure := &tenure{delivery: d}
-	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: window, Bytes: pageBytes})
+	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: window, Limit: d.ahead(), Bytes: pageBytes})
 	if err != nil {
 		return &Refusal{Reason: StoreFailed, Code: 503, Temporary: true, Err: err,
 			Text: "the relay's store cannot be reached; connect again in a moment"}
@@ -124,19 +124,20 @@ func (d *delivery) attach(window int) *Refusal {
 	return nil
 }
 
-func (d *delivery) attachedLocked(t *tenure, box broker.Mailbox, page []broker.Entry) {
+func (d *delivery) attachedLocked(t *tenure, box broker.Mailbox, page broker.Page) {
 	d.tenure, d.box, d.fence = t, box, strconv.FormatUint(box.Fence(), 10)
-	d.read, d.more = 0, true
+	d.read = 0
 	d.takeLocked(page)
+	d.more = d.more || t.rung
 	if t.lost != nil { // it was taken over already
 		d.lostLocked(t.lost)
 	}
 }
 
-// takeLocked takes entries that were read.
-func (d *delivery) takeLocked(page []broker.Entry) {
+// takeLocked takes what was read, or offered.
+func (d *delivery) takeLocked(page broker.Page) {
 	withdrawn := d.tenure.withdrawn
-	for _, e := range page {
+	for _, e := range page.Entries {
 		if e.Seq <= d.read {
 			continue
 		}
@@ -145,6 +146,7 @@ func (d *delivery) takeLocked(page []broker.Entry) {
 			d.flights = append(d.flights, d.flightLocked(e))
 		}
 	}
+	d.read, d.more = max(d.read, page.Through), page.More
 	for seq := range withdrawn {
 		if seq <= d.read {
 			delete(withdrawn, seq)
@@ -182,6 +184,10 @@ func (d *delivery) lostLocked(err error) {
 	}
 	d.wakeLocked()
 }
+
+// ahead is how many messages are held here at most. More than the window, so that the next is there when the peer has
+// acknowledged one, and that a page is worth its while.
+func (d *delivery) ahead() int { return 2 * d.window }
 
 // removeLocked takes a flight out. A fresh slice is not needed: only holders of s.mu see it.
 func (d *delivery) removeLocked(i int) {

@@ -92,16 +92,16 @@ func (d *delivery) planLocked() (task, bool) {
 	if t.settle, t.of = d.outcomesLocked(); len(t.settle) > 0 {
 		return t, true
 	}
-	if room := d.window - d.inFlightLocked(); room > 0 && d.more && d.s.state == open {
-		t.read, t.after, t.rings = room, d.read, d.rings
+	if held := d.undecidedLocked(); held < d.window && d.more && d.s.state == open {
+		t.read, t.after, t.rings = d.ahead()-held, d.read, d.rings
 		return t, true
 	}
 	d.sleepLocked(wait)
 	return task{}, false
 }
 
-// inFlightLocked counts the messages of which the client has something to say yet.
-func (d *delivery) inFlightLocked() int {
+// undecidedLocked counts the messages of which the client has something to say yet.
+func (d *delivery) undecidedLocked() int {
 	n := 0
 	for _, f := range d.flights {
 		if f.phase < decided {
@@ -183,10 +183,8 @@ func (d *delivery) readPage(t task) {
 		return
 	}
 	d.backoff, d.retry = 0, time.Time{}
-	if len(page) == 0 && d.rings == t.rings {
-		d.more = false
-	}
 	d.takeLocked(page)
+	d.more = d.more || d.rings != t.rings
 }
 
 // move takes the destination's mailbox at another store. A reload that brings one is refused while the old
@@ -242,7 +240,7 @@ func (d *delivery) restore(t task) {
 // attachAnew attaches at t.attach. before is called with s.mu held, when that is done.
 func (d *delivery) attachAnew(ctx context.Context, t task, before func()) bool {
 	d.s.mu.Lock()
-	o := broker.AttachOptions{Window: d.window, Limit: d.window + len(d.flights), Bytes: pageBytes}
+	o := broker.AttachOptions{Window: d.window, Limit: d.ahead() + len(d.flights), Bytes: pageBytes}
 	d.s.mu.Unlock()
 	tenure := &tenure{delivery: d}
 	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, tenure, o)
