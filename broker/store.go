@@ -63,10 +63,19 @@ type Store interface {
 	// least one, if there is one). The owner before, if there is one, hears Lost. Everything
 	// that is stored from then on is in a later page, and offered or rung for.
 	//
+	// When o.Mode is not Takeover and the mailbox has a live owner, Attach returns [ErrHeld] and changes nothing. In
+	// mode Standby the new owner then waits in line, behind those that came before, until it has attached or left:
+	// it hears Ring when it is, or may be, its turn, and attaches again, in the same mode. [ErrLineFull]: as many
+	// wait as can.
+	//
 	// If the owner before didn't detach (its node crashed), the first entries, as many
 	// as its window held, count one attempt more, and the first of them one death: they
 	// may have been pushed.
 	Attach(ctx context.Context, channel, id string, owner Owner, o AttachOptions) (Mailbox, Page, error)
+
+	// Leave takes an owner out of the line of those that wait for a mailbox. If it isn't in it, nothing happens. On
+	// ErrUnavailable it is out as far as this process is concerned.
+	Leave(ctx context.Context, channel, id string, owner Owner) error
 
 	// Lookup returns what is known of a message. [ErrNotFound] if that is nothing: it never was,
 	// or was finished longer ago than receipts are kept.
@@ -213,8 +222,25 @@ type Stored struct {
 	Duplicate bool
 }
 
+// AttachMode says what happens if a mailbox has an owner already.
+type AttachMode uint8
+
+// The modes. An owner is alive until it detaches, until its process ends or, if that came without a word, until a
+// while later: with Redis, one lease.
+const (
+	Takeover AttachMode = iota // it is displaced
+	Reject                     // whoever comes later is told [ErrHeld]
+	Standby                    // so it is, and waits in line
+)
+
+// MaxStandby bounds those that wait in line for a mailbox.
+const MaxStandby = 16
+
 // AttachOptions say how an owner takes a mailbox.
 type AttachOptions struct {
+	// Mode says what happens if there is an owner already.
+	Mode AttachMode
+
 	// Window is how many messages the owner may have in flight. Default 1.
 	Window int
 
@@ -227,7 +253,7 @@ type AttachOptions struct {
 // not block, and must not call the store.
 type Owner interface {
 	// Ring tells that the mailbox may have entries behind those that the owner has read, or that
-	// its lease holds again.
+	// its lease holds again; or, if the owner waits in line, that it may be its turn.
 	Ring()
 
 	// Offer hands over an entry that was stored for the mailbox, right behind the one with the
@@ -452,6 +478,12 @@ var (
 
 	// ErrFenced: another owner has attached.
 	ErrFenced = errors.New("the mailbox has another owner")
+
+	// ErrHeld: the mailbox has a live owner, or others are in front in the line.
+	ErrHeld = errors.New("the mailbox has an owner already")
+
+	// ErrLineFull: too many wait for the mailbox already.
+	ErrLineFull = errors.New("too many wait for the mailbox already")
 
 	// ErrForgotten: the store has lost what it knew of this owner, and has no later one: it was
 	// emptied, or a replica was promoted that had not heard of the owner; or a later owner has come

@@ -35,8 +35,13 @@ func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Ow
 	if o.Bytes <= 0 {
 		o.Bytes = 1 << 20
 	}
-	if err := b.do(ctx, func(t *batch) error { return t.attach(a) }); err != nil {
-		if !errors.Is(err, broker.ErrRefused) {
+	if err := b.do(ctx, func(t *batch) error {
+		if err := t.occupied(a, o.Mode); err != nil {
+			return err
+		}
+		return t.attach(a)
+	}); err != nil {
+		if !errors.Is(err, broker.ErrRefused) && !errors.Is(err, broker.ErrHeld) && !errors.Is(err, broker.ErrLineFull) {
 			a.abandon()
 		}
 		return nil, broker.Page{}, fmt.Errorf("attaching to %s of channel %s: %w", id, channel, err)
@@ -65,6 +70,7 @@ func (t *batch) attach(a *attachment) error {
 		return err
 	}
 	t.then(func() {
+		t.b.leave(a.key, a.owner)
 		t.b.setOwner(a)
 		if before != nil {
 			before.lose(broker.ErrFenced)
@@ -98,6 +104,7 @@ func (t *batch) detach(a *attachment) error {
 	b := t.ix.box(a.channel, a.id)
 	b.owned, b.owner = false, nil
 	t.ix.forget(b)
+	t.then(func() { t.b.promote(a.key) })
 	return t.bucket(bucketBoxes).Delete([]byte(b.key))
 }
 

@@ -20,6 +20,9 @@ type flaw struct {
 	append   func(*flawed, context.Context, *broker.Message, broker.AppendOptions) (broker.Stored, error)
 	owner    func(broker.Owner) broker.Owner
 	unleased bool
+	mode     func(*flawed, *broker.AttachOptions)
+	held     func(error) error
+	stays    bool // who leaves the line
 	entries  func(*flawed, []broker.Entry) []broker.Entry
 	pages    func(*broker.Page)
 	fence    func(uint64) uint64
@@ -99,7 +102,13 @@ func (s *flawed) Attach(ctx context.Context, channel, id string, o broker.Owner,
 	if s.f.owner != nil {
 		o = s.f.owner(o)
 	}
+	if s.f.mode != nil {
+		s.f.mode(s, &options)
+	}
 	box, page, err := s.Memory.Attach(ctx, channel, id, o, options)
+	if err != nil && s.f.held != nil {
+		err = s.f.held(err)
+	}
 	if err != nil {
 		return nil, broker.Page{}, err
 	}
@@ -115,6 +124,13 @@ func (s *flawed) Attach(ctx context.Context, channel, id string, o broker.Owner,
 		s.f.pages(&page)
 	}
 	return &flawedBox{attachment: box.(*attachment), s: s}, page, nil
+}
+
+func (s *flawed) Leave(ctx context.Context, channel, id string, o broker.Owner) error {
+	if s.f.stays {
+		return nil
+	}
+	return s.Memory.Leave(ctx, channel, id, o)
 }
 
 type flawedBox struct {

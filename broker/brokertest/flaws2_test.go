@@ -259,6 +259,47 @@ var offerFlaws = []*flaw{
 	{name: "nobody has a lease", checks: []string{"I4_LeasedAtOnce"}, unleased: true},
 }
 
+var lineFlaws = []*flaw{
+	{name: "a second owner displaces the first", checks: []string{"RejectWhileHeld", "RejectOnAnotherNode", "StandbyInLine", "StandbyOnOtherNodes"},
+		mode: func(_ *flawed, o *broker.AttachOptions) { o.Mode = broker.Takeover }},
+	{name: "the owner of a dead node stays", checks: []string{"RejectAfterACrash", "StandbyAfterACrash"},
+		mode: func(s *flawed, o *broker.AttachOptions) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, b := range s.boxes {
+				if o.Mode != broker.Takeover && b.owner != nil && b.owner.node.ended != nil {
+					b.owner.node = s.Memory
+				}
+			}
+		}},
+	{name: "there is no line", checks: []string{"StandbyInLine", "StandbyOnOtherNodes", "StandbyAfterACrash", "StandbyLeaves", "StandbyWhenANoticeWasLost"},
+		mode: func(_ *flawed, o *broker.AttachOptions) {
+			if o.Mode == broker.Standby {
+				o.Mode = broker.Reject
+			}
+		}},
+	{name: "the last in line is the first", checks: []string{"StandbyInLine", "StandbyOnOtherNodes"},
+		mode: func(s *flawed, _ *broker.AttachOptions) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, b := range s.boxes {
+				if b.owner == nil {
+					slices.Reverse(b.line)
+				}
+			}
+		}},
+	{name: "who leaves stays in line", checks: []string{"StandbyLeaves"}, stays: true},
+	{name: "the line has no end", checks: []string{"I10_StandbyIsBounded"},
+		held: func(err error) error {
+			if errors.Is(err, broker.ErrLineFull) {
+				return broker.ErrHeld
+			}
+			return err
+		}},
+	{name: "a takeover waits", checks: []string{"I4_TakeoverPassesTheLine"},
+		mode: func(_ *flawed, o *broker.AttachOptions) { o.Mode = broker.Standby }},
+}
+
 var lifeFlaws = []*flaw{
 	{name: "owners are not rung", checks: []string{"RingsTheOwner", "RingsOnAnotherNode", "RingsWhenANoticeWasLost", "I4_OldOwnerIsRefused", "Resend"},
 		owner: func(o broker.Owner) broker.Owner { return &flawedOwner{Owner: o, ring: func(broker.Owner) {}} }},

@@ -134,6 +134,11 @@ func (m *Memory) end(why error) {
 			if a := b.owner; a != nil && a.node == m {
 				m.bell.ring(func() { a.lose(why) })
 			}
+			for _, a := range b.line {
+				if a.node == m {
+					m.bell.ring(func() { a.lose(why) })
+				}
+			}
 		}
 	}
 	close(m.closing)

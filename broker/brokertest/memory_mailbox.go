@@ -14,6 +14,7 @@ type box struct {
 	entries []*entry // in order
 	bytes   int64
 	owner   *attachment // who attached last, unless it detached; its node may have crashed
+	line    []*attachment
 }
 
 func (b *box) find(seq uint64, mid string) int {
@@ -55,6 +56,10 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		b = new(box)
 		m.boxes[where] = b
 	}
+	a := &attachment{address: where, node: m, owner: owner, window: o.Window}
+	if err := m.occupied(b, a, o.Mode); err != nil {
+		return nil, broker.Page{}, err
+	}
 	if before := b.owner; before != nil {
 		for i, e := range b.entries[:min(before.window, len(b.entries))] {
 			e.counts.Attempts++
@@ -66,7 +71,7 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 			before.node.bell.ring(func() { before.lose(broker.ErrFenced) })
 		}
 	}
-	a := &attachment{address: where, node: m, owner: owner, fence: m.next(), window: o.Window}
+	a.fence = m.next()
 	b.owner = a
 	m.held = append(m.held, a)
 	return a, a.page(b, 0, o.Limit, o.Bytes), nil
@@ -149,6 +154,7 @@ func (a *attachment) Detach(ctx context.Context, counts []broker.Outcome) error 
 	if err == nil {
 		a.settle(b, counts)
 		b.owner = nil
+		b.promote()
 		a.node.tidy(a.address)
 		a.node.mu.Unlock()
 	}
@@ -237,7 +243,7 @@ func (m *Memory) Forget(channel, id string, mids ...string) {
 
 // tidy forgets a mailbox that holds nothing. Fences go on rising: they are of the whole store.
 func (m *Memory) tidy(where address) {
-	if b := m.boxes[where]; b != nil && b.owner == nil && len(b.entries) == 0 {
+	if b := m.boxes[where]; b != nil && b.owner == nil && len(b.entries) == 0 && len(b.line) == 0 {
 		delete(m.boxes, where)
 	}
 }

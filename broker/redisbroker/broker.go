@@ -215,6 +215,7 @@ func (b *Broker) close() {
 		s.settle(ctx)
 		cancel()
 	}
+	b.store.depart(b.o.Timeout / 2)
 	b.stop()
 	b.endSession(broker.ErrClosed)
 	b.loops.Wait()

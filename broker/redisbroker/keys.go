@@ -14,7 +14,8 @@ import (
 //	pp:{t}:q:<box>      list    the mailbox's entries; see entry.go
 //	pp:{t}:m:<box>      hash    f fence, o owner, w its window, l last sequence, n unfinished entries, b their
 //	                            bytes, x holes in the list, u score in due, k 1 if deadlines are not in
-//	                            order, v the last deadline, c<seq> counts
+//	                            order, v the last deadline, y who waits in line for it, c<seq> counts
+//	pp:live:<node>      string  expires when the node has not been heard of for a lease
 //	pp:{t}:r:<name>     hash    a record: m MID, p fingerprint, s state, c channel, i ID, f ref, t stored, x expires,
 //	                            q sequence, w waiting nodes; once finished e when, a attempts, n node,
 //	                            g reason, d detail, y reply
@@ -77,10 +78,18 @@ type names struct{ prefix string }
 
 func (n names) meta() string { return n.prefix + ":meta" }
 
+// live is the key that says that an owner's node is alive.
+func (n names) live(owner string) string { return n.prefix + ":live:" + incarnationOf(owner) }
+
+// incarnationOf returns the process of an owner.
+func incarnationOf(owner string) string {
+	incarnation, _, _ := strings.Cut(owner, "#")
+	return incarnation
+}
+
 // node is the channel on which a node is told; owner may have the number of an attach behind it.
 func (n names) node(owner string) string {
-	incarnation, _, _ := strings.Cut(owner, "#")
-	return n.prefix + ":node:" + incarnation
+	return n.prefix + ":node:" + incarnationOf(owner)
 }
 
 func (n names) in(part int, name string) string {

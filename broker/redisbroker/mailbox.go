@@ -43,16 +43,24 @@ func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Ow
 	s := b.store
 	o.Window = min(max(o.Window, 1), maxWindow)
 	limit, size := cmp.Or(max(o.Limit, 0), o.Window), cmp.Or(max(o.Bytes, 0), 1<<20)
-	m := &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
+	m := s.inLine(placeOf(channel, id), owner)
+	if m == nil {
+		m = &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
+	}
 	s.register(m) // before, so that no ring is missed
-	r, err := s.call(ctx, scriptAttach, s.names.mailbox(m.place), m.name, o.Window, limit, size, s.clock.highest(m.place.part))
+	r, err := s.take(ctx, m, o.Mode, o.Window, limit, size)
 	if err == nil {
+		s.outOfLine(m)
 		var page broker.Page
 		if page, err = m.attached(r); err == nil {
 			return m, page, nil
 		}
 	}
 	s.unregister(m)
+	if errors.Is(err, broker.ErrHeld) || errors.Is(err, broker.ErrLineFull) {
+		return nil, broker.Page{}, err
+	}
+	s.outOfLine(m)
 	if !errors.Is(err, broker.ErrRefused) {
 		// Redis may believe that this owner has it, whom nobody will hear of.
 		s.orphaned(m, nil)
@@ -319,6 +327,9 @@ func (s *store) ringHere(box string) {
 	for _, m := range s.local(box) {
 		s.guard("Ring", m.owner.Ring)
 	}
+	for _, m := range s.waiting(box) {
+		s.guard("Ring", m.owner.Ring)
+	}
 }
 
 // guard calls an owner. A panic in it is its own affair (I11).
@@ -369,6 +380,7 @@ func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 	}
 	done := settledAs{verdicts: r.text()}
 	s.count(t.place, r)
+	s.ring(t.place, r.text()) // who waits for the mailbox
 	if r.err != nil || len(done.verdicts) != len(t.outcomes) {
 		return done, s.wrong("settle", cmp.Or(r.err, errors.New("verdicts are missing")))
 	}

@@ -31,6 +31,7 @@ type store struct {
 	appends, rest *lane
 
 	attaches atomic.Uint64 // numbers them
+	beaten   atomic.Bool   // the server has been told that this node is alive
 	missed   atomic.Bool   // owners may have missed something
 	begun    atomic.Bool   // set with Broker.mu held
 
@@ -44,6 +45,8 @@ type store struct {
 	down      error  // why the last exchange failed, or nil
 	policies  map[string]broker.Policy
 	suspects  []*mailbox            // that are said to have another owner
+	line      map[string][]*mailbox // of this node, waiting for their turn
+	lives     map[string]life       // of other nodes
 	boxes     map[string][]*mailbox // this node's, by name; more than one while they take over from each other
 	orphans   map[string]orphan     // owners of ours whom Redis may still believe in, by name
 	withdrawn map[string]withdrawal // entries that owners forgot and that are not cancelled yet
@@ -57,7 +60,7 @@ func newStore(b *Broker) *store {
 	return &store{
 		b: b, names: b.names, clock: newClock(), incarnation: b.o.Node + "/" + broker.NewMID()[:8],
 		notices: newNotices(), lease: newOwnerLease(b.o.Lease), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
-		boxes: make(map[string][]*mailbox), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
+		boxes: make(map[string][]*mailbox), line: make(map[string][]*mailbox), lives: make(map[string]life), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
 		endings: make(map[broker.Ending]uint64), waits: make(map[string]map[chan struct{}]bool),
 		asks: make(map[string]chan answer), tallies: make(map[string]*tally),
 	}
@@ -73,8 +76,7 @@ func nodeOf(owner string) string {
 
 // ours reports whether an owner is of this process.
 func (s *store) ours(owner string) bool {
-	incarnation, _, _ := strings.Cut(owner, "#")
-	return incarnation == s.incarnation
+	return incarnationOf(owner) == s.incarnation
 }
 
 func (s *store) newOwner() string {
@@ -196,6 +198,9 @@ func (s *store) closed() {
 	var all []*mailbox
 	for _, boxes := range s.boxes {
 		all = append(all, boxes...)
+	}
+	for _, line := range s.line {
+		all = append(all, line...)
 	}
 	s.mu.Unlock()
 	for _, m := range all {

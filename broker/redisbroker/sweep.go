@@ -30,7 +30,7 @@ const (
 func (s *store) keepLoop() {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
-	looked, measured := time.Time{}, 0
+	looked, beaten, measured := time.Time{}, time.Time{}, 0
 	for {
 		ctx, cancel := context.WithTimeout(s.b.ctx, 5*s.b.o.Timeout)
 		c := s.seen()
@@ -39,6 +39,9 @@ func (s *store) keepLoop() {
 			if s.preflight(ctx) == nil {
 				looked = time.Now()
 			}
+		}
+		if time.Since(beaten) >= s.b.o.Lease/4 && s.beat(ctx) == nil {
+			beaten = time.Now()
 		}
 		s.sweep(ctx)
 		measured = s.measureSome(ctx, measured)

@@ -100,13 +100,16 @@ func (s *store) attached() []*mailbox {
 	for _, boxes := range s.boxes {
 		all = append(all, boxes...)
 	}
+	for _, line := range s.line {
+		all = append(all, line...)
+	}
 	return all
 }
 
 // look rings owners whose mailboxes have entries that they have not read, and tells those that have been displaced. With
 // ring it rings all that are still owners: they may have stopped to write while the server was not heard of.
 func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
-	all = slices.DeleteFunc(slices.Clone(all), func(m *mailbox) bool { return m.Fence() == 0 })
+	all = slices.DeleteFunc(slices.Clone(all), func(m *mailbox) bool { return m.Fence() == 0 && s.inLine(m.place, m.owner) != m })
 	for n := 0; len(all) > 0; n++ {
 		if n > 0 {
 			s.b.wait(watchPause)
@@ -122,7 +125,11 @@ func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 				return err
 			}
 			r := replyOf(ops[i].reply)
-			if v, ok := readHold(r); ok {
+			switch v, ok := readHold(r); {
+			case !ok:
+			case some[i].Fence() == 0:
+				some[i].lookAtLine(ctx, v)
+			default:
 				some[i].look(v, ring)
 			}
 		}
@@ -183,6 +190,9 @@ func (s *store) retryOrphans(ctx context.Context) {
 	s.mu.Unlock()
 	for _, o := range all {
 		_, err := s.settle(ctx, settling{mode: "detach", place: o.place, owner: o.name, outcomes: o.counts})
+		if err == nil {
+			err = s.leave(ctx, o.place, o.name) // it may have been in line only
+		}
 		if errors.Is(err, broker.ErrUnavailable) {
 			return
 		}

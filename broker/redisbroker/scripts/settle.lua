@@ -6,12 +6,12 @@
 --       modes: own; detach, which gives the mailbox up; cancel, which finishes what was never pushed, in the name of the
 --       owner, or, if that is empty, if there is none; sweep, which finishes what is due, an entry of a mailbox that has
 --       an owner only when the grace is over
--- returns {ok, now us, verdicts, pending, bytes, records, dead, number of an outcome, nodes that wait for it, ref if it is
---       dead, ...}, a digit for each verdict: 0 settled, 1 gone, 2 too late or not yet; or {fenced, now us, owner or empty}
+-- returns {ok, now us, verdicts, pending, bytes, records, dead, who is first in line for the mailbox that is given up or empty,
+--       number of an outcome, nodes that wait for it, ref if it is dead, ...}, a digit for each verdict: 0 settled, 1 gone, 2 too late or not yet; or {fenced, now us, owner or empty}
 local now = clock()
 local ms = math.floor(now / 1000)
 local mode, owner = ARGV[1], ARGV[2]
-local m = redis.call('HMGET', KEYS[1], 'o', 'n', 'b', 'x')
+local m = redis.call('HMGET', KEYS[1], 'o', 'n', 'b', 'x', 'y')
 if mode ~= 'sweep' and (m[1] or '') ~= owner then return {'fenced', now, m[1] or ''} end
 always(KEYS[1])
 local count, bytes, holes = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
@@ -113,7 +113,7 @@ if count <= 0 then
     redis.call('ZREM', KEYS[3], ARGV[3])
     redis.call('ZREM', KEYS[5], ARGV[3])
   end
-  if m[1] and mode ~= 'detach' then
+  if m[1] and mode ~= 'detach' or m[5] then
     if finished > 0 then
       redis.call('HDEL', KEYS[1], 'x', 'u', 'k', 'v')
       redis.call('HSET', KEYS[1], 'n', '0', 'b', '0')
@@ -140,6 +140,7 @@ if finished > 0 then
   redis.call('HSET', KEYS[4], 'pending', fmt(n[1]), 'bytes', fmt(n[2]), 'dead', fmt(n[4]))
   for slot, some in pairs(slots) do redis.call('HINCRBY', KEYS[4], 'e' .. fmt(slot), some) end
 end
-local out = {'ok', now, table.concat(verdicts), n[1], n[2], n[3], n[4]}
+local next = mode == 'detach' and m[5] and string.match(m[5], '^[^\n]+') or ''
+local out = {'ok', now, table.concat(verdicts), n[1], n[2], n[3], n[4], next}
 for i = 1, #wait do out[#out + 1] = wait[i] end
 return out
