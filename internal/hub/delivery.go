@@ -28,6 +28,9 @@ type Delivery struct {
 	// it is a dead letter. Default 100.
 	CrashLimit int
 
+	// Mode says what happens when a socket registers under an ID that another one has.
+	Mode broker.AttachMode
+
 	// Relaxed lets later messages pass one that waits to be pushed again.
 	Relaxed bool
 }
@@ -83,6 +86,7 @@ type delivery struct {
 	more      bool               // there may be entries behind that
 	rings     uint64             // counts rings, so that one during a read isn't lost
 	tenure    *tenure            // of box
+	standing  bool               // in line for the mailbox: another socket has it
 	carried   map[string]*flight // what was in flight when the mailbox was attached anew, by MID
 	working   bool
 	closed    bool
@@ -113,8 +117,22 @@ func (d *delivery) attach(window int) *Refusal {
 	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
 	defer cancel()
 	tenure := &tenure{delivery: d}
-	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: window, Limit: d.ahead(), Bytes: pageBytes})
-	if err != nil {
+	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure,
+		broker.AttachOptions{Mode: d.how.Mode, Window: window, Limit: d.ahead(), Bytes: pageBytes})
+	switch {
+	case err == nil:
+	case errors.Is(err, broker.ErrHeld) && d.how.Mode == broker.Standby:
+		d.s.mu.Lock()
+		defer d.s.mu.Unlock()
+		d.standing, d.tenure = true, tenure
+		return nil
+	case errors.Is(err, broker.ErrHeld):
+		return &Refusal{Reason: IDTaken, Code: 409, Temporary: true, Err: err,
+			Text: "another socket is registered under this ID, and keeps it until it ends; close that one, or try again later"}
+	case errors.Is(err, broker.ErrLineFull):
+		return &Refusal{Reason: IDTaken, Code: 409, Temporary: true, Err: err,
+			Text: "as many sockets as can already wait for this ID; close some, or try again later"}
+	default:
 		return &Refusal{Reason: StoreFailed, Code: 503, Temporary: true, Err: err,
 			Text: "the relay's store cannot be reached; connect again in a moment"}
 	}
@@ -178,6 +196,9 @@ func (d *delivery) lostLocked(err error) {
 		d.tenure.lost = err
 	}
 	if errors.Is(err, broker.ErrFenced) {
+		if d.s.state == open {
+			d.s.hub.fights.taken(d.s.e.Channel, d.s.id, time.Since(d.s.started))
+		}
 		g := wire.Goodbye{Code: TakenOver.String()}
 		d.s.goodbyeLocked(TakenOver, g)
 		return
@@ -229,15 +250,20 @@ func (d *delivery) close() {
 	d.worker.Wait()
 
 	s.mu.Lock()
-	box, tenure := d.box, d.tenure
+	box, tenure, standing := d.box, d.tenure, d.standing
+	lost := tenure != nil && tenure.lost != nil
 	d.drainLocked(time.Now()) // a peer that took everything and left has got it
 	finals, counts := d.remainsLocked()
 	s.mu.Unlock()
-	if box == nil || tenure.lost != nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
+	if standing {
+		d.leaveLine(ctx, tenure)
+		return
+	}
+	if box == nil || lost {
+		return
+	}
 	// What cannot be settled now is pushed again later: at least once.
 	if len(finals) > 0 {
 		if _, err := box.Settle(ctx, finals); err != nil && !errors.Is(err, broker.ErrUnavailable) {
