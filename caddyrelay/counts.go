@@ -25,6 +25,7 @@ type channelCounts struct {
 	drops      throttle
 
 	storeErrors throttle
+	fights      throttle
 }
 
 func (c *counts) channel(name string) *channelCounts {

@@ -62,7 +62,7 @@ var errNotRunning = errors.New("the relay is not running")
 // newNode is a constructor for the pool.
 func newNode() (caddy.Destructor, error) {
 	n := &node{hub: hub.New(), feeds: make(map[feedKey]*feed)}
-	n.hub.OnStoreError = n.storeFailed
+	n.hub.OnStoreError, n.hub.OnFight, n.hub.OnPromote = n.storeFailed, n.fought, n.promoted
 	n.logger.Store(zap.NewNop())
 	return n, nil
 }
@@ -134,6 +134,7 @@ func (n *node) start(g *generation) error {
 	n.generations = append(n.generations, g)
 	n.rule()
 	close(g.started)
+	go n.watchIsolation(g)
 	return nil
 }
 
@@ -257,6 +258,7 @@ func (n *node) release(g *generation) error {
 		n.releaseLocked(g.broker, f)
 	}
 	g.feeds, g.released = nil, true
+	close(g.stopped)
 	n.mu.Unlock()
 	for _, l := range listeners {
 		l.stop()

@@ -21,6 +21,15 @@ func newOwnerLease(length time.Duration) *ownerLease {
 // clock returns the time by which leases are counted.
 func (l *ownerLease) clock() time.Duration { return time.Since(l.base) }
 
+// silence is how long the server has not been heard of.
+func (l *ownerLease) silence() time.Duration {
+	until := time.Duration(l.until.Load())
+	if until == 0 {
+		return l.clock()
+	}
+	return max(l.clock()-until+l.length, 0)
+}
+
 func (l *ownerLease) holds() bool { return int64(l.clock()) < l.until.Load() }
 
 // renew notes that the server answered what was sent to it at began. It reports whether the lease was over, and is

@@ -192,6 +192,10 @@ func (s *store) failure() error {
 	return s.b.explain(s.down)
 }
 
+// Unreached returns for how long the server has not answered the store, or from when the broker was made. While all is
+// well that is up to a second or so.
+func (b *Broker) Unreached() time.Duration { return b.store.lease.silence() }
+
 // closed tells all owners that the store is closed.
 func (s *store) closed() {
 	s.mu.Lock()
