@@ -58,7 +58,7 @@ type Options struct {
 	Lease time.Duration
 
 	// CheckInterval is the time in which all attached mailboxes are looked at, for news that a notice should have told;
-	// with more than a thousand for each second it takes longer. Default 5 s.
+	// with more than a thousand for each second it takes longer. What is kept is counted as often. Default 5 s.
 	CheckInterval time.Duration
 
 	// MaxBackoff is the longest wait between two attempts to connect. Default 500 ms: while some

@@ -15,6 +15,7 @@ import (
 //	pp:{t}:m:<box>      hash    f fence, o owner, w its window, l last sequence, n unfinished entries, b their
 //	                            bytes, x holes in the list, u score in due, k 1 if deadlines are not in
 //	                            order, v the last deadline, y who waits in line for it, c<seq> counts
+//	pp:keep             string  the node that sees to deadlines at the moment
 //	pp:live:<node>      string  expires when the node has not been heard of for a lease
 //	pp:{t}:r:<name>     hash    a record: m MID, p fingerprint, s state, c channel, i ID, f ref, t stored, x expires,
 //	                            q sequence, w waiting nodes; once finished e when, a attempts, n node,
@@ -77,6 +78,8 @@ func partition(place int) int { return place * partitions / 1024 }
 type names struct{ prefix string }
 
 func (n names) meta() string { return n.prefix + ":meta" }
+
+func (n names) keeper() string { return n.prefix + ":keep" }
 
 // live is the key that says that an owner's node is alive.
 func (n names) live(owner string) string { return n.prefix + ":live:" + incarnationOf(owner) }

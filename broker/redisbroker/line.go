@@ -159,7 +159,7 @@ func (s *store) alive(ctx context.Context, owner string) (bool, error) {
 
 // beat says that this node is alive.
 func (s *store) beat(ctx context.Context) error {
-	_, err := s.command(ctx, "SET", s.names.live(s.incarnation), 1, "PX", wholeMillis(s.b.o.Lease))
+	_, err := s.hold(ctx, s.names.live(s.incarnation), s.b.o.Lease, false)
 	s.beaten.Store(s.beaten.Load() || err == nil)
 	return err
 }

@@ -19,6 +19,7 @@ type script struct {
 var (
 	scriptAppend  = load("push", "append")
 	scriptAttach  = load("page", "attach")
+	scriptHold    = load("hold")
 	scriptLeave   = load("leave")
 	scriptRead    = load("page", "read")
 	scriptSettle  = load("settle")
