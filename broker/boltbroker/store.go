@@ -35,6 +35,10 @@ func (b *Broker) Start() error {
 	if err != nil {
 		return err
 	}
+	if err := refuseMoved(db, b.o.Path); err != nil {
+		_ = db.Close()
+		return err
+	}
 	b.db = db
 	b.clock.advance(int64(ix.high)) //nolint:gosec // microseconds since 1970
 	b.loops.Go(func() { b.commitLoop(ix) })

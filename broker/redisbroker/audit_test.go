@@ -18,7 +18,12 @@ import (
 // audit recounts all that a store keeps of channel c, and compares it with what the scripts have counted.
 func audit(t *testing.T, server *redistest.Server, b *Broker) {
 	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	auditAt(t, server.Addr(), b)
+}
+
+func auditAt(t testing.TB, addr string, b *Broker) {
+	t.Helper()
+	c := redis.NewClient(&redis.Options{Addr: addr})
 	defer c.Close()
 	ctx := timeout(t)
 	audited := 0

@@ -33,6 +33,11 @@ var (
 	scriptDrop    = load("deadletter", "drop")
 	scriptUsage   = load("usage")
 	scriptRef     = load("ref")
+
+	// For moving in from another store; see import.go.
+	scriptImport     = load("push", "import")
+	scriptImportRead = load("importread")
+	scriptBooks      = load("books")
 )
 
 func load(files ...string) *script {
