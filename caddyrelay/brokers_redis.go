@@ -71,6 +71,10 @@ type RedisBroker struct {
 	// Redis is back. Default 5m.
 	IsolateAfter caddy.Duration `json:"isolate_after,omitempty"`
 
+	// Messages to take over from another store before this one serves any, once. It may stay here
+	// when that is done.
+	MigrateFrom *MigrateFrom `json:"migrate_from,omitempty"`
+
 	network, addr string
 	addresses     []string // in the Caddyfile
 	settings      redisbroker.Settings
@@ -156,6 +160,11 @@ func (b *RedisBroker) Provision(caddy.Context) error {
 	}
 	if b.Prefix == "" {
 		b.Prefix = "relay"
+	}
+	if b.MigrateFrom != nil {
+		if err := b.MigrateFrom.provision(); err != nil {
+			return err
+		}
 	}
 	if b.MasterName == "" {
 		if err := b.parseAddress(); err != nil {

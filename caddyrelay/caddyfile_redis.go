@@ -20,6 +20,7 @@ import (
 //		prefix   <text>
 //		durability replicas <number> [<duration>]
 //		isolate_after <duration>
+//		migrate_from embedded [<path>]
 //		tls {
 //			ca_file     <path>
 //			server_name <name>
@@ -76,6 +77,11 @@ func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 		err = b.unmarshalDurability(d)
 	case "isolate_after":
 		err = duration(d, &b.IsolateAfter)
+	case "migrate_from":
+		if b.MigrateFrom == nil {
+			b.MigrateFrom = new(MigrateFrom)
+		}
+		err = b.MigrateFrom.unmarshalCaddyfile(d)
 	case "master_name":
 		err = word(d, &b.MasterName)
 	case "sentinel_username":
@@ -85,7 +91,7 @@ func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 	case "mode":
 		err = d.Errf("%s is not available yet: take it out", option)
 	default:
-		err = unknown(d, "broker redis", "address", "database", "durability", "isolate_after", "master_name", "password", "prefix", "sentinel_password", "sentinel_username", "tls", "username")
+		err = unknown(d, "broker redis", "address", "database", "durability", "isolate_after", "master_name", "migrate_from", "password", "prefix", "sentinel_password", "sentinel_username", "tls", "username")
 	}
 	return err
 }

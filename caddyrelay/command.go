@@ -33,7 +33,7 @@ func relayCommand(cmd *cobra.Command) {
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.Example = "  caddy relay listen 01\n  caddy relay publish 01 hello"
-	cmd.AddCommand(listenCommand(), publishCommand())
+	cmd.AddCommand(listenCommand(), publishCommand(), unmoveCommand())
 }
 
 // interruptible returns a context that ends when the user wants the command to end. From then on

@@ -59,6 +59,9 @@ func (n *node) openStore(g *generation) error {
 			}
 		}
 	}
+	if err := n.moveIn(g); err != nil {
+		return err
+	}
 	before := n.active.Load()
 	if before != nil && before.store != nil {
 		if err := g.leavesBehind(before); err != nil {
