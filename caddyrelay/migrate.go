@@ -35,11 +35,12 @@ func (m *MigrateFrom) unmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if m.Type != "" || len(args) < 1 || len(args) > 2 {
 		return d.Errf("migrate_from: write \"migrate_from embedded\" once, with the path of the file behind it if it is not the default")
 	}
+	token := d.Token()
 	m.Type = args[0]
 	if len(args) == 2 {
 		m.Path = args[1]
 	}
-	return m.check()
+	return at(token, m.check())
 }
 
 func (m *MigrateFrom) check() error {

@@ -5,7 +5,7 @@
 -- returns {now us, and for each: ms that its record has left, -1 for ever or -2 none, how many values its record is, these,
 --       entry or empty, counts or empty, dead letter or empty}
 local out = {clock()}
-local length = redis.call('LLEN', KEYS[2])
+local length, next = redis.call('LLEN', KEYS[2]), 0
 for k = 1, #ARGV do
   local left, rec, state, seq = -2, {}, nil, nil
   for i = 7, 8 do
@@ -20,8 +20,11 @@ for k = 1, #ARGV do
   for _, v in ipairs(rec) do out[#out + 1] = v end
   local entry, counts = '', ''
   if state == 'stored' then
-    local _, e, found = search(KEYS[2], seq, length)
+    -- Mostly it is the one behind the one before.
+    local i, e, found = at(KEYS[2], next, length)
+    if found ~= seq then i, e, found = search(KEYS[2], seq, length) end
     if found == seq then
+      next = i + 1
       entry, counts = e, redis.call('HGET', KEYS[1], 'c' .. fmt(seq)) or ''
     end
   end
