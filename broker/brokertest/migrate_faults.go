@@ -69,7 +69,21 @@ func checkMovesElsewhere(m *move) {
 func checkMovesLost(m *move) {
 	m.fill()
 	to := &stubborn{Importer: m.target.(broker.Importer)}
-	to.imports = func(call int, _ []broker.Item) (bool, error) { return call == 1, nil } // as if a failover had lost it
+	// As if a failover had lost it: all of a page, and then some of a mailbox, of which nothing may come behind the gap.
+	to.imports = func(call int, items []broker.Item) (bool, error) {
+		switch call {
+		case 1:
+			return true, nil
+		case 2:
+			if err := to.Importer.Import(m.ctx(), items[:len(items)/2]); err != nil {
+				return true, err
+			}
+			err := to.Importer.Import(m.ctx(), items[len(items)/2+10:])
+			m.mustFail("copying behind a gap", err, broker.ErrMoveLost)
+			return true, err
+		}
+		return false, nil
+	}
 	if _, err := m.run(to); err != nil {
 		m.Errorf("copying again what was lost: %v", err)
 	}

@@ -59,6 +59,7 @@ type node struct {
 	t                      *testing.T
 	admin, http, pay, back string // host:port; pay and back are the sockets of two channels
 	dir, file              string // its data; the embedded store
+	without                string // a channel that is at_most_once instead
 	cmd                    *exec.Cmd
 	log                    *logBuffer
 	done                   chan struct{}
@@ -94,6 +95,10 @@ func newNode(t *testing.T) *node {
 // config is a configuration with two channels.
 func (n *node) config(broker string) string {
 	_, port, _ := net.SplitHostPort(n.http)
+	text := text
+	if n.without != "" {
+		text = strings.Replace(text, "channel "+n.without+"\n", "channel "+n.without+" {\n\t\t\tdelivery at_most_once\n\t\t}\n", 1)
+	}
 	return strings.NewReplacer("{ADMIN}", n.admin, "{HTTP}", port, "{PAY}", n.pay, "{BACK}", n.back, "{FILE}", n.file).Replace(strings.Replace(text, "{BROKER}", broker, 1))
 }
 
