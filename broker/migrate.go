@@ -77,7 +77,7 @@ type Migration struct {
 	// Progress is called now and then with what is done and how much. Nil: nobody is told.
 	Progress func(what string, done int)
 
-	// Now is the time. Default [time.Now].
+	// Now is the time. Default: To's, if it has a clock, otherwise [time.Now].
 	Now func() time.Time
 }
 
@@ -101,6 +101,9 @@ const moveRounds = 3
 func (m Migration) Run(ctx context.Context) (Moved, error) {
 	if m.Now == nil {
 		m.Now = time.Now
+		if clock, ok := m.To.(interface{ Now() time.Time }); ok {
+			m.Now = clock.Now // it decides when records end
+		}
 	}
 	if m.Patience <= 0 {
 		m.Patience = 30 * time.Second

@@ -62,6 +62,8 @@ func TestCommandLineMistakes(t *testing.T) {
 		{"publish 01 hello --token-file /does/not/exist", "reading the token"},
 		{"publish a/b hello", "cannot stand in the path"},
 		{"publish .. hello", "cannot stand in the path"},
+		{"unmove", "caddy relay unmove /var/lib"},
+		{"unmove /does/not/exist", "nothing was changed: the store /does/not/exist"},
 	} {
 		_, _, err := runCommand(t, "", strings.Fields(test.args)...)
 		if err == nil || !strings.Contains(err.Error(), test.want) {

@@ -88,7 +88,7 @@ func (n *node) moveIn(g *generation) error {
 	case err != nil:
 		return fmt.Errorf("migrate_from: %w", err)
 	case moved && !move.Done.IsZero() && move.To == r.Key():
-		log.Info("the embedded store has moved already; migrate_from can be taken out", zap.String("path", from.Path), zap.Time("moved", move.Done))
+		from.logMoved(log, move)
 		return nil
 	case !moved && before != nil && before.stores():
 		return from.notOnReload()
@@ -98,6 +98,10 @@ func (n *node) moveIn(g *generation) error {
 	}
 	n.applyStore(g)
 	return from.run(g, r.Key())
+}
+
+func (m *MigrateFrom) logMoved(log *zap.Logger, move broker.Move) {
+	log.Info("the embedded store has moved already; migrate_from can be taken out", zap.String("path", m.Path), zap.Time("moved", move.Done))
 }
 
 func (m *MigrateFrom) notOnReload() error {
@@ -118,6 +122,7 @@ func (m *MigrateFrom) run(g *generation, name string) error {
 	if err := m.checkChannels(g, export.Usage()); err != nil {
 		return err
 	}
+	before, _ := export.Move()
 	ctx, stop := untilExit()
 	defer stop()
 	began, logged, total := time.Now(), time.Now(), export.Total()
@@ -133,6 +138,10 @@ func (m *MigrateFrom) run(g *generation, name string) error {
 	}.Run(ctx)
 	if err != nil {
 		return m.explain(err)
+	}
+	if !before.Done.IsZero() { // to this Redis, by another of its names
+		m.logMoved(log, before)
+		return nil
 	}
 	log.Info("the messages have moved; migrate_from can be taken out, and the file be kept as a backup", zap.String("from", m.Path), zap.String("to", name),
 		zap.Int("messages", moved.Items), zap.Int("went_on", moved.Ended), zap.String("sha256", moved.Checksum), zap.Duration("took", time.Since(began)))

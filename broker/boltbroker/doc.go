@@ -22,4 +22,5 @@
 //   - append.go, mailbox.go, settle.go, cancel.go: the life of a message.
 //   - record.go: what is known of messages, and who waits for it. dead.go: dead letters.
 //   - sweep.go: deadlines, and the end of records.
+//   - export.go, moved.go: messages that move to another store, and the note of it.
 package boltbroker

@@ -33,4 +33,5 @@
 //   - append.go, mailbox.go, cancel.go, dead.go: the life of a message. find.go: messages by their ref.
 //   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
 //   - sweep.go, usage.go: deadlines, and what is kept.
+//   - import.go, importread.go: messages that move in from another store, and whether they have arrived.
 package redisbroker

@@ -17,6 +17,8 @@ import (
 //	                            order, v the last deadline, y who waits in line for it, c<seq> counts
 //	pp:keep             string  the node that sees to deadlines at the moment
 //	pp:live:<node>      string  expires when the node has not been heard of for a lease
+//	pp:meta             hash    format, partitions; identity, once messages have moved in
+//	pp:{t}:moved        string  written behind messages that moved in, for a minute
 //	pp:{t}:r:<name>     hash    a record: m MID, p fingerprint, s state, c channel, i ID, f ref, t stored, x expires,
 //	                            q sequence, w waiting nodes; once finished e when, a attempts, n node,
 //	                            g reason, d detail, y reply

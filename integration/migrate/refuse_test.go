@@ -81,6 +81,11 @@ func TestMigrationRefused(t *testing.T) {
 
 	n.start(refunds)
 	n.stop()
+	n.start(strings.Replace(refunds, "127.0.0.1", "localhost", 1)) // the same Redis by another name
+	if !strings.Contains(n.log.String(), "has moved already") {
+		t.Errorf("by another name:\n%s", n.log)
+	}
+	n.stop()
 	n.fails(onRedis(s.Addr(), "{FILE}"), "the store has moved elsewhere: to redis tcp "+s.Addr()+" db=0 prefix=other", "caddy relay unmove "+n.file)
 }
 
