@@ -211,7 +211,7 @@ func checkMovesAgain(m *move) {
 	}
 	m.mustHold(m.target, "01")
 	s := m.source.b.Open()
-	defer s.Close()
+	m.Cleanup(func() { _ = s.Close() })
 	_, err := s.Usage(m.ctx())
 	m.mustFail("using the store that has moved", err, broker.ErrRefused)
 }

@@ -151,3 +151,23 @@ func TestMigrationRightsAreEnough(t *testing.T) {
 		t.Errorf("denied: %s", text)
 	}
 }
+
+// A server that was restarted while the copy was compared may have lost what was compared.
+func TestI1_MigrationAcrossARestart(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	b := openStore(t, Options{Address: server.Addr()}, broker.Policy{})
+	compared := func(f func()) error {
+		return b.Prove(timeout(t), []string{"c"}, func() error { f(); return nil })
+	}
+	if err := compared(func() {}); err != nil {
+		t.Error(err)
+	}
+	err := compared(func() {
+		server.Kill()
+		server.Restart()
+		until(t, "the broker to be back", func() bool { _, err := b.Usage(timeout(t)); return err == nil })
+	})
+	if !errors.Is(err, broker.ErrMoveLost) {
+		t.Errorf("after a restart: %v", err)
+	}
+}

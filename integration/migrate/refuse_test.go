@@ -89,6 +89,26 @@ func TestMigrationRefused(t *testing.T) {
 	n.fails(onRedis(s.Addr(), "{FILE}"), "the store has moved elsewhere: to redis tcp "+s.Addr()+" db=0 prefix=other", "caddy relay unmove "+n.file)
 }
 
+// servesNobody fails the test if the node takes a message or welcomes a socket. Caddy starts its parts in any order, so it
+// may not listen yet.
+func (n *node) servesNobody() {
+	n.t.Helper()
+	if status, fields, err := n.post("/pay/01", "", "{}"); err == nil && status != 503 {
+		n.t.Errorf("while messages move a post is answered %d %v", status, fields)
+	}
+	c, err := connect(n.pay, "01", 1)
+	if err != nil {
+		return
+	}
+	defer c.conn.Close()
+	if !c.in.Scan() {
+		return
+	}
+	if text := c.in.Text(); !strings.Contains(text, `"op":"error"`) || !strings.Contains(text, "503") {
+		n.t.Errorf("while messages move a socket is told %s", text)
+	}
+}
+
 // Whoever gives a move up can go back: nothing but the note in the file has changed.
 func TestMigrationGivenUp(t *testing.T) {
 	s := redistest.Start(t, "--appendonly", "yes")
@@ -97,6 +117,7 @@ func TestMigrationGivenUp(t *testing.T) {
 	n.launch(onRedis(s.Addr(), "{FILE}"))
 	n.wait("the copy to begin", func() bool { return strings.TrimSpace(s.CLI("KEYS", "relay:*:q:*")) != "" })
 	s.Pause() // as if it hung
+	n.servesNobody()
 	began := time.Now()
 	n.stop()
 	if d := time.Since(began); d > 20*time.Second {
@@ -124,6 +145,21 @@ func TestMigrationGivenUp(t *testing.T) {
 	s.CLI("FLUSHALL")
 	n.start(onRedis(s.Addr(), "{FILE}"))
 	n.wait("the messages", func() bool { return strings.Contains(n.ask("/relay/channels"), `"pending":2000`) })
+}
+
+// I2: Redis is killed while messages are copied, and comes back.
+func TestI2_RedisKilledWhileMigrating(t *testing.T) {
+	s := redistest.Start(t, "--appendonly", "yes")
+	n := newNode(t)
+	n.start(embedded)
+	mids := fill(t, n)
+	n.kill()
+	n.launch(onRedis(s.Addr(), "{FILE}"))
+	n.wait("the copy to begin", func() bool { return strings.TrimSpace(s.CLI("KEYS", "relay:*:q:*")) != "" })
+	s.Kill()
+	s.Restart()
+	n.logged("serving initial configuration")
+	collect(t, n, mids)
 }
 
 // I2, I3: the primary is killed while messages are copied. What the new one does not have is copied again.
