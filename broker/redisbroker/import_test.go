@@ -171,3 +171,13 @@ func TestI1_MigrationAcrossARestart(t *testing.T) {
 		t.Errorf("after a restart: %v", err)
 	}
 }
+
+func TestImportScriptHeads(t *testing.T) {
+	for _, s := range []*script{scriptImport, scriptImportRead, scriptBooks} {
+		for _, want := range []string{"\n-- KEYS ", "\n-- ARGV ", "\n-- returns "} {
+			if !strings.Contains(s.text, want) {
+				t.Errorf("%s.lua does not say %q", s.name, strings.TrimSpace(want))
+			}
+		}
+	}
+}

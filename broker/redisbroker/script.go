@@ -33,11 +33,6 @@ var (
 	scriptDrop    = load("deadletter", "drop")
 	scriptUsage   = load("usage")
 	scriptRef     = load("ref")
-
-	// For moving in from another store; see import.go.
-	scriptImport     = load("push", "import")
-	scriptImportRead = load("importread")
-	scriptBooks      = load("books")
 )
 
 func load(files ...string) *script {
@@ -57,3 +52,10 @@ func newScript(name, text string) *script {
 	sum := sha1.Sum([]byte(text)) // Redis's name for it
 	return &script{name: name, text: text, sha: hex.EncodeToString(sum[:])}
 }
+
+// The scripts with which messages move in; see import.go.
+var (
+	scriptImport     = load("push", "import")
+	scriptImportRead = load("importread")
+	scriptBooks      = load("books")
+)

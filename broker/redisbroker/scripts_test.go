@@ -80,8 +80,7 @@ func TestNumbersInScripts(t *testing.T) {
 // All keys of a script are in one slot, and every script is documented.
 func TestScriptHeads(t *testing.T) {
 	for _, s := range []*script{scriptAppend, scriptAttach, scriptRead, scriptSettle, scriptScan, scriptOwner, scriptContent,
-		scriptLookup, scriptDead, scriptGet, scriptResend, scriptDrop, scriptUsage, scriptRef,
-		scriptImport, scriptImportRead, scriptBooks} {
+		scriptLookup, scriptDead, scriptGet, scriptResend, scriptDrop, scriptUsage, scriptRef} {
 		for _, want := range []string{"\n-- KEYS ", "\n-- ARGV ", "\n-- returns "} {
 			if !strings.Contains(s.text, want) {
 				t.Errorf("%s.lua does not say %q", s.name, strings.TrimSpace(want))
