@@ -26,6 +26,7 @@ import (
 //	pp:{t}:n:<channel>  hash    pending, bytes, records, dead; e<slot> records that expire at a slot's begin; low the
 //	                            oldest slot that may be there
 //	pp:{t}:o:<channel>  zset    mailbox -> when its first entry was stored
+//	pp:{t}:p:<channel>  hash    ID -> who has the mailbox: owner, since ms, window, address
 //	pp:{t}:d:<channel>  zset    dead letter -> when it died
 //	pp:{t}:b            hash    dead letter -> all of it
 //	pp:{t}:f:<name>     zset    messages that have a ref: place and name of the record, or MID -> when
@@ -105,6 +106,14 @@ func (n names) mailbox(p place) []string {
 		n.in(p.part, "m:"+p.box), n.in(p.part, "q:"+p.box), n.in(p.part, "due"), n.in(p.part, "n:"+p.channel),
 		n.in(p.part, "o:"+p.channel), n.in(p.part, "d:"+p.channel), n.in(p.part, "b"), n.in(p.part, "channels"),
 	}
+}
+
+// presence is the key that says who has mailboxes of a channel in a partition.
+func (n names) presence(part int, channel string) string { return n.in(part, "p:"+channel) }
+
+// attachment returns the keys of the scripts by which a mailbox changes hands.
+func (n names) attachment(p place) []string {
+	return append(n.mailbox(p), n.presence(p.part, p.channel))
 }
 
 // record returns where the record of a message is, and where it is once its key was used again. The

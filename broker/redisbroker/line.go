@@ -14,15 +14,16 @@ var attachModes = map[broker.AttachMode]string{broker.Takeover: "takeover", brok
 
 // take calls the script that makes m the owner. Whoever the script says has the mailbox, or is in front in the line, may
 // be a node that has died without a word: then it is called again, with its name.
-func (s *store) take(ctx context.Context, m *mailbox, mode broker.AttachMode, window, limit, size int) (*reply, error) {
+func (s *store) take(ctx context.Context, m *mailbox, o broker.AttachOptions) (*reply, error) {
 	if !s.beaten.Load() { // or others would take this node for dead
 		if err := s.beat(ctx); err != nil {
 			return nil, err
 		}
 	}
-	args := []any{m.name, window, limit, size, s.clock.highest(m.place.part), attachModes[mode], broker.MaxStandby}
+	address := o.Address[:min(len(o.Address), broker.MaxAddress)]
+	args := []any{m.name, o.Window, o.Limit, o.Bytes, s.clock.highest(m.place.part), attachModes[o.Mode], broker.MaxStandby, m.place.id, address}
 	for {
-		r, err := s.call(ctx, scriptAttach, s.names.mailbox(m.place), args...)
+		r, err := s.call(ctx, scriptAttach, s.names.attachment(m.place), args...)
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +46,7 @@ func (s *store) take(ctx context.Context, m *mailbox, mode broker.AttachMode, wi
 			continue
 		case full:
 			return nil, fmt.Errorf("%w: channel %s, destination %s", broker.ErrLineFull, m.place.channel, m.place.id)
-		case mode == broker.Standby:
+		case o.Mode == broker.Standby:
 			s.standInLine(m)
 		}
 		return nil, fmt.Errorf("%w: channel %s, destination %s: on the node %s", broker.ErrHeld, m.place.channel, m.place.id, nodeOf(incarnationOf(holder)))

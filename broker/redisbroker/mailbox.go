@@ -48,7 +48,8 @@ func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		m = &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
 	}
 	s.register(m) // before, so that no ring is missed
-	r, err := s.take(ctx, m, o.Mode, o.Window, limit, size)
+	o.Limit, o.Bytes = limit, size
+	r, err := s.take(ctx, m, o)
 	if err == nil {
 		s.outOfLine(m)
 		var page broker.Page
@@ -360,9 +361,9 @@ type settledAs struct {
 // settle calls the script, counts what it finished, and tells those who wait.
 func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 	p := s.policy(t.place.channel)
-	keys := s.names.mailbox(t.place)
-	args := make([]any, 0, 7+10*len(t.outcomes))
-	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace)
+	keys := s.names.attachment(t.place)
+	args := make([]any, 0, 8+10*len(t.outcomes))
+	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace, t.place.id)
 	for _, o := range t.outcomes {
 		keys = append(keys, s.names.recordsIn(t.place.part, o.MID)...)
 		args = append(args, o.Seq, o.MID, string(o.State), string(o.Reason), o.Detail, o.Reply,

@@ -17,7 +17,7 @@ import (
 // named in newer.
 var since = map[string]string{
 	"DEL": "1.0", "EXISTS": "1.0", "RENAME": "1.0", "PTTL": "2.6", "PEXPIREAT": "2.6", "PERSIST": "2.2", "TIME": "2.6",
-	"HGET": "2.0", "HMGET": "2.0", "HGETALL": "2.0", "HSET": "4.0", "HSETNX": "2.0", "HDEL": "2.4", "HINCRBY": "2.0",
+	"HGET": "2.0", "HMGET": "2.0", "HGETALL": "2.0", "HSET": "4.0", "HSETNX": "2.0", "HDEL": "2.4", "HINCRBY": "2.0", "HSCAN": "2.8",
 	"LINDEX": "1.0", "LLEN": "1.0", "LPOP": "1.0", "LRANGE": "1.0", "LREM": "1.0", "LSET": "1.0", "RPUSH": "2.4",
 	"SADD": "2.4", "SMEMBERS": "1.0", "SREM": "2.4",
 	"ZADD": "2.4", "ZCARD": "1.2", "ZRANGE": "1.2", "ZRANGEBYSCORE": "1.0.5", "ZREM": "2.4", "ZREMRANGEBYRANK": "2.0",
