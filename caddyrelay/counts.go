@@ -25,6 +25,7 @@ type channelCounts struct {
 	drops      throttle
 
 	storeErrors throttle
+	classic     classicCounts
 }
 
 func (c *counts) channel(name string) *channelCounts {

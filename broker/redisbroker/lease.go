@@ -28,6 +28,10 @@ func (b *Broker) NewLease(name string, lasts time.Duration) *Lease {
 	return &Lease{b: b, key: b.names.prefix + ":" + name, who: b.store.newOwner(), last: max(lasts, time.Millisecond)}
 }
 
+// OwnChannel returns the name of a channel for the relay's own notices, which no other program publishes on. Users of
+// Redis that may use a store may use it.
+func (b *Broker) OwnChannel(name string) string { return b.names.node(name) }
+
 // Take takes the lease, or renews it, and reports whether it is held now. The error wraps
 // [broker.ErrUnavailable]: then Redis may believe that it is held, and Held says what it was before.
 func (l *Lease) Take(ctx context.Context) (bool, error) {
