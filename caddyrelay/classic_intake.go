@@ -117,15 +117,19 @@ func (s markSink) StateChanged(_ string, err error) { s.stateChanged(err) }
 type mark struct {
 	Mark   string `json:"mark"`
 	Stored string `json:"stored,omitempty"` // all before that mark is stored
+	Free   bool   `json:"free,omitempty"`   // no mark: the lease was given up
 }
 
 // Deliver implements [broker.Sink].
 func (s markSink) Deliver(_ string, p *broker.Publication) {
 	var v mark
+	i := s.intake
 	if json.Unmarshal(p.Payload(), &v) != nil || v.Mark == "" {
+		if v.Free {
+			i.wake()
+		}
 		return
 	}
-	i := s.intake
 	if i.classic.Err() != nil {
 		return // others may have heard publications behind it that this node did not
 	}
@@ -179,9 +183,7 @@ func (i *intake) turn() {
 	ctx, cancel := context.WithTimeout(context.Background(), intakeLease/2)
 	defer cancel()
 	if !i.mayStore() {
-		if i.setCharge(false) {
-			_ = i.lease.Release(ctx) // if it fails, the lease ends by itself
-		}
+		i.yield(ctx)
 		return
 	}
 	held, _ := i.lease.Take(ctx) // if it fails, the broker has said so
@@ -221,12 +223,26 @@ func (i *intake) setCharge(charge bool) (before bool) {
 	return before
 }
 
+// yield gives the lease up, if this node is in charge.
+func (i *intake) yield(ctx context.Context) {
+	if !i.setCharge(false) {
+		return
+	}
+	if err := i.lease.Release(ctx); err == nil { // otherwise it ends by itself
+		i.publish(ctx, mark{Free: true})
+	}
+}
+
 func (i *intake) publishMark(ctx context.Context) {
 	i.mu.Lock()
 	v := mark{Mark: broker.NewMID(), Stored: i.heard.stored()}
 	i.mu.Unlock()
+	i.publish(ctx, v)
+}
+
+func (i *intake) publish(ctx context.Context, v mark) {
 	text, err := json.Marshal(v)
-	if err != nil { // two strings: cannot happen
+	if err != nil { // strings only: cannot happen
 		panic(err)
 	}
 	// One that does not arrive is followed by another.
@@ -249,9 +265,7 @@ func (i *intake) finish() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), intakeLease/2)
 	defer cancel()
-	if i.setCharge(false) {
-		_ = i.lease.Release(ctx)
-	}
+	i.yield(ctx)
 }
 
 // close ends it.
