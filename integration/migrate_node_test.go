@@ -72,7 +72,7 @@ func (s *site) post(addresses ...string) {
 // each step may lose is lost around failures, of which there are none here.
 func (s *site) step(name string, others int, change func()) {
 	s.t.Helper()
-	load := startShops(s.shops)
+	load := startShops(s.shops, nil)
 	change()
 	pauseFor(600 * time.Millisecond) // of load on the site as it is now
 	load.stop()

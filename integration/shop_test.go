@@ -63,7 +63,9 @@ type shop struct {
 	accepted map[int]bool
 	unsure   map[int]bool // posted, and no answer came
 	arrived  map[int]int  // how often
-	again    int          // posts that were made again
+	highest  int
+	late     int // first arrivals behind a later message
+	again    int // posts that were made again
 
 	now, before *desk
 }
@@ -128,7 +130,10 @@ func (s *shop) sit(ctx context.Context, d *desk, address string) {
 			return
 		}
 		s.mu.Lock()
-		s.arrived[*body.N]++
+		if s.arrived[*body.N]++; s.arrived[*body.N] == 1 && *body.N < s.highest {
+			s.late++
+		}
+		s.highest = max(s.highest, *body.N)
 		s.mu.Unlock()
 		d.first.CompareAndSwap(-1, int64(*body.N))
 		d.last.Store(int64(*body.N))
@@ -168,25 +173,31 @@ type shopLoad struct {
 	from    []int // each one's first message of the step
 	doubled int   // before it
 	again   int
+	late    int
 	ctx     context.Context
 	cancel  context.CancelFunc
 	senders sync.WaitGroup
 }
 
-func startShops(shops []*shop) *shopLoad {
+// startShops has senders post. With a send that is not nil they do that instead.
+func startShops(shops []*shop, send func(s *shop)) *shopLoad {
 	l := &shopLoad{shops: shops}
 	for _, s := range shops {
 		l.from = append(l.from, s.next)
 	}
 	before := l.count(true)
-	l.doubled, l.again = before.doubled, before.again
+	l.doubled, l.again, l.late = before.doubled, before.again, before.late
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	for _, s := range shops {
 		l.senders.Go(func() {
 			client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 2}}
 			defer client.CloseIdleConnections()
 			for ; l.ctx.Err() == nil; s.next++ {
-				s.send(client)
+				if send != nil {
+					send(s)
+				} else {
+					s.send(client)
+				}
 				pauseFor(20 * time.Millisecond)
 			}
 		})
@@ -209,9 +220,7 @@ func (s *shop) send(client *http.Client) {
 			text, _ = io.ReadAll(resp.Body)
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK && string(text) == "success" {
-				s.mu.Lock()
-				s.accepted[s.next] = true
-				s.mu.Unlock()
+				s.sent()
 				return
 			}
 		}
@@ -228,8 +237,15 @@ func (s *shop) send(client *http.Client) {
 	s.t.Errorf("a post for %s was not accepted in 1000 tries", s.id)
 }
 
+// sent notes that the message under way was accepted.
+func (s *shop) sent() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepted[s.next] = true
+}
+
 // shopSum is what became of the messages of a step.
-type shopSum struct{ sent, delivered, lost, doubled, invented, again int }
+type shopSum struct{ sent, delivered, lost, doubled, invented, again, late int }
 
 // count counts; all says that it is not for a step.
 func (l *shopLoad) count(all bool) (sum shopSum) {
@@ -253,10 +269,12 @@ func (l *shopLoad) count(all bool) (sum shopSum) {
 			}
 		}
 		sum.again += s.again
+		sum.late += s.late
 		s.mu.Unlock()
 	}
 	sum.doubled -= l.doubled
 	sum.again -= l.again
+	sum.late -= l.late
 	return sum
 }
 
