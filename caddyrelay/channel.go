@@ -157,7 +157,7 @@ func (c *Channel) checkStored() error {
 }
 
 func (c *Channel) checkUnstored() error {
-	if c.Classic != "" {
+	if c.Classic != "" && c.Classic != classicOff {
 		return errors.New("classic belongs to delivery at_least_once, as an at_most_once channel is on the Redis channel itself: " +
 			"take it out, or write \"delivery at_least_once\"")
 	}

@@ -38,7 +38,7 @@ func (c *Channel) checkClassic() error {
 	default:
 		return fmt.Errorf("unknown classic %q: write in, out, both or off", c.Classic)
 	}
-	if c.RedisChannel != "" && !c.takesIn() && !c.mirrors() {
+	if c.RedisChannel != "" && c.Classic == "" {
 		return errors.New("redis_channel belongs to delivery at_most_once or to classic: take it out, " +
 			"or write \"delivery at_most_once\" or \"classic in\"")
 	}

@@ -246,3 +246,85 @@ func TestClassicOut(t *testing.T) {
 		t.Errorf("mirrored %d, not %d; stored %q", counts.mirrored.Load(), counts.unmirrored.Load(), c.stored("01"))
 	}
 }
+
+// Redis goes and comes back: nothing is stored twice, and what is published then is stored.
+func TestI2_ClassicRedisGone(t *testing.T) {
+	server := classicRedis(t)
+	c := newClassicNode(t, server, &Channel{Classic: classicIn})
+	c.awaitProven()
+	c.awaitCharge()
+	for i := range 50 {
+		server.CLI("PUBLISH", "pay", fmt.Sprintf(`{"id":"01","msg":"%d"}`, i))
+	}
+	eventually(t, "all", func() bool { return c.counts.channel("pay").classic.taken.Load() == 50 })
+	server.Kill()
+	eventually(t, "the loss", func() bool { return c.i.err() != nil && !c.inCharge("pay") })
+	server.Restart()
+	c.awaitProven()
+	server.CLI("PUBLISH", "pay", `{"id":"01","msg":"while nobody is in charge"}`)
+	eventually(t, "the charge", func() bool { return c.inCharge("pay") })
+	server.CLI("PUBLISH", "pay", `{"id":"01","msg":"after"}`)
+	eventually(t, "both", func() bool { return len(c.stored("01")) >= 52 })
+	if got := c.stored("01"); len(got) != 52 || got[50] != "while nobody is in charge" || got[51] != "after" {
+		t.Errorf("%d messages, the last ones %q", len(got), got[50:])
+	}
+}
+
+// A node whose lease ended in the middle stores what it had begun, once, when it has it again.
+func TestI2_ClassicLeaseLost(t *testing.T) {
+	server := classicRedis(t)
+	c := newClassicNode(t, server, &Channel{Classic: classicIn})
+	c.awaitProven()
+	c.awaitCharge()
+	var want []string
+	for i := range 200 {
+		want = append(want, fmt.Sprint(i))
+		p := broker.FromPayload(fmt.Appendf(nil, `{"id":"01","msg":"%d"}`, i))
+		if _, err := c.b.Publish(t.Context(), "pay", p); err != nil {
+			t.Fatal(err)
+		}
+		if i%20 == 10 {
+			c.i.setCharge(false) // as if turn had found that another node has it; the next turn takes it again
+		}
+	}
+	c.awaitStored("01", want...)
+}
+
+// I10: more than can be stored is refused and counted, not kept.
+func TestI10_ClassicTooFast(t *testing.T) {
+	server := classicRedis(t)
+	c := newClassicNode(t, server, &Channel{Classic: classicIn, MaxPending: 2 * maxHeard})
+	c.awaitProven()
+	c.awaitCharge()
+	c.storing.Lock() // as while a reload looks at what is stored
+	sink := classicSink{c.i}
+	for i := range maxHeard + 7 {
+		sink.Deliver("pay", broker.FromPayload(fmt.Appendf(nil, `{"id":"%d","msg":"x"}`, i)))
+	}
+	counts := &c.counts.channel("pay").classic
+	if n := counts.skipped[unfitLate].Load(); n != 7 {
+		t.Errorf("%d were too many", n)
+	}
+	c.storing.Unlock()
+	eventually(t, "the rest to be stored", func() bool { return counts.taken.Load() == maxHeard })
+	c.i.mu.Lock()
+	defer c.i.mu.Unlock()
+	if len(c.i.heard.all) != 0 || c.i.heard.bytes != 0 {
+		t.Errorf("%d are kept, %d bytes", len(c.i.heard.all), c.i.heard.bytes)
+	}
+}
+
+// A node that is not in charge keeps the newest.
+func TestClassicRing(t *testing.T) {
+	server := classicRedis(t)
+	c := newClassicNode(t, server, &Channel{Classic: classicIn})
+	sink := classicSink{c.i}
+	for i := range maxHeard + 7 {
+		sink.Deliver("pay", broker.FromPayload(fmt.Appendf(nil, `{"id":"%d","msg":"x"}`, i)))
+	}
+	c.i.mu.Lock()
+	defer c.i.mu.Unlock()
+	if n := len(c.i.heard.all); n != maxHeard || c.i.heard.all[0].message.ID != "7" {
+		t.Errorf("%d kept, from %s", n, c.i.heard.all[0].message.ID)
+	}
+}
