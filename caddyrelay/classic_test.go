@@ -67,7 +67,7 @@ func (c *classicNode) end() {
 func (c *classicNode) awaitCharge() {
 	c.t.Helper()
 	c.i.enable(c.g)
-	eventually(c.t, "the charge", func() bool { return c.node.inCharge("pay") })
+	eventually(c.t, "the charge", func() bool { return c.inCharge("pay") })
 }
 
 func (c *classicNode) awaitProven() {

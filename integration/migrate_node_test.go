@@ -20,6 +20,8 @@ type site struct {
 	a, b   *node
 	shops  []*shop
 	others *outputOf // an old subscriber
+
+	mayLose bool // the step that comes is at most once, and does what loses messages then
 }
 
 // How many messages of a step an old subscriber is to hear.
@@ -60,6 +62,17 @@ func (s *site) move(addresses ...string) {
 	}
 }
 
+// hop has back ends end their sockets, and come back a moment later at other addresses, a few times.
+func (s *site) hop(addresses ...string) {
+	for times := range 4 {
+		for i, shop := range s.shops {
+			shop.now.end()
+			pauseFor(5 * time.Millisecond)
+			shop.now = shop.open(addresses[(i+times+1)%len(addresses)])
+		}
+	}
+}
+
 // post has senders post to some addresses.
 func (s *site) post(addresses ...string) {
 	for i, shop := range s.shops {
@@ -68,8 +81,8 @@ func (s *site) post(addresses ...string) {
 	}
 }
 
-// step runs one step under load, and prints and checks what became of the messages. Nothing may be lost: what
-// each step may lose is lost around failures, of which there are none here.
+// step runs one step under load, and prints and checks what became of the messages. Nothing may be lost unless mayLose
+// is set: whatever else a step may lose is lost around failures, of which there are none here.
 func (s *site) step(name string, others int, change func()) {
 	s.t.Helper()
 	load := startShops(s.shops, nil)
@@ -83,7 +96,7 @@ func (s *site) step(name string, others int, change func()) {
 	}
 	s.t.Logf("%-48s sent %5d, delivered %5d, lost %d, doubled %d; tries again %d; old subscriber heard %d",
 		name, sum.sent, sum.delivered, sum.lost, sum.doubled, sum.again, heard)
-	if sum.lost > 0 || sum.invented > 0 || sum.sent == 0 {
+	if sum.lost > 0 && !s.mayLose || sum.invented > 0 || sum.sent == 0 {
 		s.t.Errorf("%s: lost %d, of unknown origin %d, sent %d", name, sum.lost, sum.invented, sum.sent)
 	}
 	if others == all && heard < sum.sent || others == none && heard > 0 {
@@ -139,11 +152,15 @@ func TestMigrateFromNode(t *testing.T) {
 		b.proven()
 		s.move(a.tcp, b.tcp)
 	})
+	s.mayLose = true
+	s.step("2 back ends that end their old socket first", all, func() { s.hop(b.tcp, a.tcp) })
+	s.mayLose = false
 	s.step("3 at_least_once with classic in, node by node", all, func() {
 		s.load(3, a)
 		s.inCharge(a)
 		s.load(3, b)
 	})
+	s.step("3 back ends that end their old socket first", all, func() { s.hop(a.tcp, b.tcp) })
 	s.step("4 publishers: the first route", all, func() { s.load(4, a, b) })
 	rest := s.blocks[3]
 	s.step("4 publishers: all routes", all, func() {
@@ -172,16 +189,20 @@ func (s *site) backToStep2() {
 	a, b := s.a, s.b
 	s.move(b.tcp)
 	refused := 0
-	waitFor(s.t, "a moment without unfinished messages", func() bool {
+	for deadline := time.Now().Add(2 * time.Second); ; refused++ {
 		err := a.reload(s.caddyfile(2, a))
-		if err != nil {
-			refused++
-			if !strings.Contains(err.Error(), "would leave messages behind") {
-				s.t.Fatal(err)
-			}
+		if err == nil {
+			break
 		}
-		return err == nil
-	})
+		if !strings.Contains(err.Error(), "would leave messages behind") {
+			s.t.Fatal(err)
+		}
+		if time.Now().After(deadline) { // there was no moment without unfinished messages
+			a.stop()
+			a.start(s.caddyfile(2, a))
+			break
+		}
+	}
 	a.proven()
 	s.move(a.tcp)
 	s.post(a.http)
@@ -194,5 +215,5 @@ func (s *site) backToStep2() {
 	var done outputOf
 	done.start(s.t, "bash", "-c", forget)
 	waitFor(s.t, "Redis to be empty", func() bool { return s.redis.CLI("DBSIZE") == "0" })
-	s.t.Logf("the first node was refused %d times", refused)
+	s.t.Logf("the first node's reload was refused %d times", refused)
 }
