@@ -22,9 +22,10 @@ import (
 //
 // # Notices
 //
-// The store tells owners and waiting publishers of news, on whichever node they are. These
-// notices are hints: one may be lost or come late, twice or for nothing. So a store also
-// looks at all attached mailboxes once a second and rings for those that have news.
+// The store tells owners and waiting publishers of news, on whichever node they are, and hands owners
+// what was stored for them. These notices are hints: one may be lost or come late, twice or for nothing,
+// and not in order. So a store also looks at all attached mailboxes every few seconds (at very many of
+// them in turn) and rings for those that have news.
 //
 // # Time
 //
@@ -59,12 +60,22 @@ type Store interface {
 
 	// Attach makes owner the owner of a mailbox, whether or not there is anything in it, and
 	// returns the first unfinished entries, as many as o.Limit and o.Bytes allow (at
-	// least one, if there is one). The owner before, if there is one, hears Lost.
+	// least one, if there is one). The owner before, if there is one, hears Lost. Everything
+	// that is stored from then on is in a later page, and offered or rung for.
+	//
+	// When o.Mode is not Takeover and the mailbox has a live owner, Attach returns [ErrHeld] and changes nothing. In
+	// mode Standby the new owner then waits in line, behind those that came before, until it has attached or left:
+	// it hears Ring when it is, or may be, its turn, and attaches again, in the same mode. [ErrLineFull]: as many
+	// wait as can.
 	//
 	// If the owner before didn't detach (its node crashed), the first entries, as many
 	// as its window held, count one attempt more, and the first of them one death: they
 	// may have been pushed.
-	Attach(ctx context.Context, channel, id string, owner Owner, o AttachOptions) (Mailbox, []Entry, error)
+	Attach(ctx context.Context, channel, id string, owner Owner, o AttachOptions) (Mailbox, Page, error)
+
+	// Leave takes an owner out of the line of those that wait for a mailbox. If it isn't in it, nothing happens. On
+	// ErrUnavailable it is out as far as this process is concerned.
+	Leave(ctx context.Context, channel, id string, owner Owner) error
 
 	// Lookup returns what is known of a message. [ErrNotFound] if that is nothing: it never was,
 	// or was finished longer ago than receipts are kept.
@@ -98,6 +109,13 @@ type Store interface {
 
 	// Drop removes a dead letter for good. Its record says [StateErased] from then on.
 	Drop(ctx context.Context, mid string) error
+
+	// Online says who has a mailbox. [ErrNotFound] if nobody has.
+	Online(ctx context.Context, channel, id string) (Presence, error)
+
+	// Presence returns a page of those who have mailboxes of a channel, in no order. Those that come or go meanwhile may be
+	// missing or there twice; all others are there once over all pages.
+	Presence(ctx context.Context, channel string, q PresenceQuery) (PresencePage, error)
 
 	// Usage says what is kept for each channel that anything is kept for, whether or not it has a
 	// policy. Counts of a large store may be a few seconds old.
@@ -211,10 +229,30 @@ type Stored struct {
 	Duplicate bool
 }
 
+// AttachMode says what happens if a mailbox has an owner already.
+type AttachMode uint8
+
+// The modes. An owner is alive until it detaches, until its process ends or, if that came without a word, until a
+// while later: with Redis, one lease.
+const (
+	Takeover AttachMode = iota // it is displaced
+	Reject                     // whoever comes later is told [ErrHeld]
+	Standby                    // so it is, and waits in line
+)
+
+// MaxStandby bounds those that wait in line for a mailbox.
+const MaxStandby = 16
+
 // AttachOptions say how an owner takes a mailbox.
 type AttachOptions struct {
+	// Mode says what happens if there is an owner already.
+	Mode AttachMode
+
 	// Window is how many messages the owner may have in flight. Default 1.
 	Window int
+
+	// Address is the owner's peer, for [Presence]. At most 128 bytes of it are kept.
+	Address string
 
 	// Limit and Bytes bound the first page. Defaults Window and 1 MiB.
 	Limit, Bytes int
@@ -224,8 +262,15 @@ type AttachOptions struct {
 // the store's goroutines, perhaps several at once and before Attach has returned. They must
 // not block, and must not call the store.
 type Owner interface {
-	// Ring tells that the mailbox may have entries behind those that the owner has read.
+	// Ring tells that the mailbox may have entries behind those that the owner has read, or that
+	// its lease holds again; or, if the owner waits in line, that it may be its turn.
 	Ring()
+
+	// Offer hands over an entry that was stored for the mailbox, right behind the one with the
+	// sequence prev or, if that is finished, behind whatever was before it. An owner that has read on
+	// to prev (see Page.Through) need not read e any more: it has then read on to e.Seq. Any
+	// other owner takes it for a ring; so it does when it has no place for e.
+	Offer(prev uint64, e Entry)
 
 	// Lost tells that the mailbox has another owner, that the store has forgotten this one, or
 	// that it was closed ([ErrFenced], [ErrForgotten], [ErrClosed]). It comes at most once, and not
@@ -250,7 +295,12 @@ type Mailbox interface {
 
 	// Read returns the unfinished entries whose sequence is above after, oldest first, at most
 	// limit, and at most so many bytes of bodies (but at least one entry, if there is one).
-	Read(ctx context.Context, after uint64, limit, bytes int) ([]Entry, error)
+	Read(ctx context.Context, after uint64, limit, bytes int) (Page, error)
+
+	// Leased reports whether the store has been in touch recently enough for this owner to be sure
+	// that no other one has long been writing. While it is false, no write of a message
+	// may begin (I4). The owner is rung for when it is true again. It does no I/O.
+	Leased() bool
 
 	// Settle finishes entries, or notes their counts. The results are in the order of the
 	// outcomes. All of it is one step; an entry that was finished already does not keep the others
@@ -261,6 +311,19 @@ type Mailbox interface {
 	// must be [StateStored]). Whoever attaches next starts at once. On ErrUnavailable the
 	// owner is no longer one as far as this process is concerned.
 	Detach(ctx context.Context, counts []Outcome) error
+}
+
+// Page is what was read of a mailbox at one moment.
+type Page struct {
+	// Entries are unfinished messages, oldest first.
+	Entries []Entry
+
+	// Through is how far the owner has read on: every message of the mailbox that had a sequence up to
+	// it is in this page, was in front of it, or is finished.
+	Through uint64
+
+	// More says that there may be entries behind Through.
+	More bool
 }
 
 // Entry is an unfinished message in its mailbox.
@@ -425,6 +488,12 @@ var (
 
 	// ErrFenced: another owner has attached.
 	ErrFenced = errors.New("the mailbox has another owner")
+
+	// ErrHeld: the mailbox has a live owner, or others are in front in the line.
+	ErrHeld = errors.New("the mailbox has an owner already")
+
+	// ErrLineFull: too many wait for the mailbox already.
+	ErrLineFull = errors.New("too many wait for the mailbox already")
 
 	// ErrForgotten: the store has lost what it knew of this owner, and has no later one: it was
 	// emptied, or a replica was promoted that had not heard of the owner; or a later owner has come

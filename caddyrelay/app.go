@@ -84,7 +84,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.generation = &generation{
 		number: a.node.nextNumber(), app: a, broker: b, key: brokerKey(a.brokerModule), channels: a.Channels,
-		listens: make(map[string][]caddy.NetworkAddress), started: make(chan struct{}),
+		listens: make(map[string][]caddy.NetworkAddress), started: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if err := a.generation.findStore(); err != nil {
 		return err

@@ -1,11 +1,13 @@
 package caddyrelay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -65,6 +67,11 @@ type RedisBroker struct {
 	Replicas       int            `json:"replicas,omitempty"`
 	ReplicaTimeout caddy.Duration `json:"replica_timeout,omitempty"`
 
+	// For how long the node may be out of touch with Redis until it asks the sockets of at_least_once
+	// channels to try another node. Until then they stay, and what they acknowledge is settled when
+	// Redis is back. Default 5m.
+	IsolateAfter caddy.Duration `json:"isolate_after,omitempty"`
+
 	network, addr string
 	addresses     []string // in the Caddyfile
 	settings      redisbroker.Settings
@@ -90,6 +97,9 @@ func (b *RedisBroker) check() error {
 	}
 	if t := time.Duration(b.ReplicaTimeout); t < 0 || t > time.Second {
 		return fmt.Errorf("broker redis: durability replicas: the time %s: write up to 1s; the default is 50ms", t)
+	}
+	if b.IsolateAfter < 0 {
+		return errors.New("broker redis: isolate_after is negative: write a positive duration, or leave it out for 5m")
 	}
 	if b.ReplicaTimeout != 0 && b.Replicas == 0 {
 		return errors.New("broker redis: replica_timeout belongs to replicas: set it too, or take the time out")
@@ -256,7 +266,9 @@ func (b *RedisBroker) sentinels() (all []string) {
 
 // Open implements [BrokerModule].
 func (b *RedisBroker) Open(logger *slog.Logger) (broker.Broker, error) {
+	host, _ := os.Hostname() // without, it has a random name
 	return redisbroker.New(redisbroker.Options{
+		Node:    host,
 		Network: b.network, Address: b.addr, Sentinels: b.sentinels(), MasterName: b.MasterName, DB: b.Database, Prefix: b.Prefix, Settings: b.settings, Logger: logger,
 	})
 }
@@ -267,6 +279,11 @@ func (b *RedisBroker) Proves() broker.Durability {
 		return broker.AOFAlways
 	}
 	return broker.AOFAlways + "+" + broker.Replicas(b.Replicas, b.Replicas)
+}
+
+// isolateAfter implements isolator.
+func (b *RedisBroker) isolateAfter() time.Duration {
+	return cmp.Or(time.Duration(b.IsolateAfter), 5*time.Minute)
 }
 
 // Apply implements [BrokerModule].

@@ -54,7 +54,8 @@ func (c *Channel) unmarshalOption(d *caddyfile.Dispenser) error {
 	option := d.Val()
 	words := map[string]*string{
 		"delivery": &c.Delivery, "redis_channel": &c.RedisChannel, "order": &c.Order, "durability": &c.Durability,
-		"classic": &c.Classic,
+		"classic":         &c.Classic,
+		"on_duplicate_id": &c.OnDuplicateID,
 	}
 	durations := map[string]*caddy.Duration{
 		"retention": &c.Retention, "dedupe": &c.Dedupe, "receipts": &c.Receipts, "ack_timeout": &c.AckTimeout,
@@ -77,8 +78,6 @@ func (c *Channel) unmarshalOption(d *caddyfile.Dispenser) error {
 		return countAndSize(d, &c.MaxChannelPending, &c.MaxChannelBytes)
 	case option == "allow_volatile":
 		return flag(d, &c.AllowVolatile)
-	case option == "on_duplicate_id":
-		return d.Err("on_duplicate_id is not available yet: a socket that registers takes its ID over; take the option out")
 	}
 	known := slices.Collect(maps.Keys(words))
 	known = slices.AppendSeq(known, maps.Keys(durations))

@@ -19,6 +19,7 @@ import (
 //		password <placeholder>
 //		prefix   <text>
 //		durability replicas <number> [<duration>]
+//		isolate_after <duration>
 //		tls {
 //			ca_file     <path>
 //			server_name <name>
@@ -73,6 +74,8 @@ func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 		err = b.TLS.unmarshalCaddyfile(d)
 	case "durability":
 		err = b.unmarshalDurability(d)
+	case "isolate_after":
+		err = duration(d, &b.IsolateAfter)
 	case "master_name":
 		err = word(d, &b.MasterName)
 	case "sentinel_username":
@@ -82,7 +85,7 @@ func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 	case "mode":
 		err = d.Errf("%s is not available yet: take it out", option)
 	default:
-		err = unknown(d, "broker redis", "address", "database", "durability", "master_name", "password", "prefix", "sentinel_password", "sentinel_username", "tls", "username")
+		err = unknown(d, "broker redis", "address", "database", "durability", "isolate_after", "master_name", "password", "prefix", "sentinel_password", "sentinel_username", "tls", "username")
 	}
 	return err
 }

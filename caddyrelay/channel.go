@@ -71,6 +71,20 @@ type Channel struct {
 	// becomes a dead letter: it may be what crashes the back end. Default 100.
 	CrashLimit int `json:"crash_limit,omitempty"`
 
+	// What happens when a socket registers under an ID that another socket has, on whichever node.
+	//
+	// takeover, the default: the new one has it from then on, and the old one is told goodbye. Two that
+	// take it from each other again and again are slowed down.
+	//
+	// reject: the new one is refused, until the old one ends. If that one's node has died, that takes
+	// up to 15s with Redis.
+	//
+	// standby: the new one is registered and waits. When the old one ends, the one that has waited
+	// longest has the ID.
+	//
+	// On an at_most_once channel all of them get every message; broadcast says so.
+	OnDuplicateID string `json:"on_duplicate_id,omitempty"`
+
 	// strict, the default: a message that is to be pushed again holds up those behind it.
 	// relaxed: later ones pass it.
 	Order string `json:"order,omitempty"`
@@ -138,6 +152,9 @@ func (c *Channel) checkStored() error {
 	if c.Order != "" && c.Order != "strict" && c.Order != "relaxed" {
 		return fmt.Errorf("unknown order %q: write strict or relaxed", c.Order)
 	}
+	if _, known := attachModes[c.OnDuplicateID]; !known {
+		return fmt.Errorf("unknown on_duplicate_id %q: write takeover, reject or standby", c.OnDuplicateID)
+	}
 	for _, v := range c.settings() {
 		if v.value < 0 {
 			return fmt.Errorf("%s is negative: write a positive value, or leave it out for the default", v.name)
@@ -156,10 +173,19 @@ func (c *Channel) checkStored() error {
 	return nil
 }
 
+// attachModes are the words of on_duplicate_id.
+var attachModes = map[string]broker.AttachMode{
+	"": broker.Takeover, "takeover": broker.Takeover, "reject": broker.Reject, "standby": broker.Standby,
+}
+
 func (c *Channel) checkUnstored() error {
 	if c.Classic != "" && c.Classic != classicOff {
 		return errors.New("classic belongs to delivery at_least_once, as an at_most_once channel is on the Redis channel itself: " +
 			"take it out, or write \"delivery at_least_once\"")
+	}
+	if c.OnDuplicateID != "" && c.OnDuplicateID != "broadcast" {
+		return fmt.Errorf("on_duplicate_id %s belongs to delivery at_least_once; on an at_most_once channel all sockets of an ID "+
+			"get every message: take it out, or write \"on_duplicate_id broadcast\"", c.OnDuplicateID)
 	}
 	for _, v := range c.settings() {
 		if v.value != 0 {
@@ -211,7 +237,7 @@ func (c *Channel) policy() broker.Policy {
 func (c *Channel) delivery(store broker.Store) hub.Delivery {
 	return hub.Delivery{
 		Store: store, AckTimeout: time.Duration(c.AckTimeout), MaxAttempts: c.MaxAttempts, CrashLimit: c.CrashLimit,
-		Relaxed: c.Order == "relaxed",
+		Relaxed: c.Order == "relaxed", Mode: attachModes[c.OnDuplicateID],
 	}
 }
 

@@ -80,12 +80,12 @@ func (c *classicNode) stored(id string) (bodies []string) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	m, entries, err := c.b.Attach(ctx, "pay", id, noOwner{}, broker.AttachOptions{Limit: 1000, Bytes: 1 << 20})
+	m, page, err := c.b.Attach(ctx, "pay", id, noOwner{}, broker.AttachOptions{Limit: 1000, Bytes: 1 << 20})
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer func() { _ = m.Detach(ctx, nil) }()
-	for _, e := range entries {
+	for _, e := range page.Entries {
 		c.sources = append(c.sources, e.Message.Source)
 		bodies = append(bodies, string(e.Message.Body))
 	}
@@ -125,6 +125,7 @@ func (p *published) all() []string {
 type noOwner struct{}
 
 func (noOwner) Ring()                               {}
+func (noOwner) Offer(uint64, broker.Entry)          {}
 func (noOwner) Lost(error)                          {}
 func (noOwner) Withdraw(uint64, string) bool        { return true }
 func (noOwner) Attempts(uint64, string) (int, bool) { return 0, false }

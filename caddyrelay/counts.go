@@ -26,6 +26,7 @@ type channelCounts struct {
 
 	storeErrors throttle
 	classic     classicCounts
+	fights      throttle
 }
 
 func (c *counts) channel(name string) *channelCounts {

@@ -23,8 +23,8 @@ type generation struct {
 	// Caddy does one after the other and before Start.
 	listens map[string][]caddy.NetworkAddress // by channel; see serves
 
-	// started is closed by Start.
-	started chan struct{}
+	// started is closed by Start, and stopped when the generation is released.
+	started, stopped chan struct{}
 
 	// Set by Start before the generation rules, fixed from then on.
 	routes map[string]*feed // by channel; at_most_once ones only

@@ -52,6 +52,7 @@ var (
 	descNacks      = desc("nacks_total", "Messages that a client asked to have again, or gave up.", "channel")
 	descTimeouts   = desc("ack_timeouts_total", "Messages that a live socket did not answer in time.", "channel")
 	descBadAcks    = desc("bad_acks_total", "Answers of sockets to messages that were not in flight there.", "channel")
+	descFights     = desc("fights_total", "Registrations that had to wait, because sockets take an ID from each other again and again.", "channel")
 	descReady      = desc("store_ready", "1 while the store takes messages at the durability that the channels demand.")
 	descPending    = desc("pending", "Unfinished messages in the store.", "channel")
 	descBytes      = desc("pending_bytes", "Bytes of the bodies of unfinished messages.", "channel")
@@ -71,7 +72,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPublished, descRefused, descInvalid, descPushed, descDropped, descSessions, descSockets, descEnded,
 		descProven, descLost, descRoundTrip, descMissed, descPanics,
-		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descReady, descPending, descBytes,
+		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descFights, descReady, descPending, descBytes,
 		descMailboxes, descRecords, descDead, descOldest,
 		descTaken, descUntaken, descMirrored, descUnmirrored, descCharge,
 	} {
@@ -160,6 +161,7 @@ func (s sender) hub(st hub.Stats) {
 		s.counter(descNacks, ch.Nacks, name)
 		s.counter(descTimeouts, ch.Timeouts, name)
 		s.counter(descBadAcks, ch.BadAcks, name)
+		s.counter(descFights, ch.Fights, name)
 	}
 }
 

@@ -63,7 +63,7 @@ var errNotRunning = errors.New("the relay is not running")
 // newNode is a constructor for the pool.
 func newNode() (caddy.Destructor, error) {
 	n := &node{hub: hub.New(), feeds: make(map[feedKey]*feed)}
-	n.hub.OnStoreError = n.storeFailed
+	n.hub.OnStoreError, n.hub.OnFight, n.hub.OnPromote = n.storeFailed, n.fought, n.promoted
 	n.logger.Store(zap.NewNop())
 	return n, nil
 }
@@ -138,6 +138,7 @@ func (n *node) start(g *generation) error {
 		i.enable(g)
 	}
 	close(g.started)
+	go n.watchIsolation(g)
 	return nil
 }
 
@@ -276,6 +277,7 @@ func (n *node) release(g *generation) error {
 	}
 	g.feeds, g.released = nil, true
 	intakes := n.releaseIntakesLocked(g)
+	close(g.stopped)
 	n.mu.Unlock()
 	for _, i := range intakes {
 		i.close()

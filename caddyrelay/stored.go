@@ -207,6 +207,22 @@ func (n *node) append(ctx context.Context, from *generation, m *broker.Message, 
 	return broker.Stored{}, fmt.Errorf("%w: %w", broker.ErrRefused, errNotRunning)
 }
 
+// fought logs that sockets take an ID from each other, once a minute for each channel.
+func (n *node) fought(channel, id string, wait time.Duration) {
+	held, ok := n.counts.channel(channel).fights.allow()
+	if !ok {
+		return
+	}
+	n.logger.Load().Warn("sockets take an ID from each other again and again, so they have to wait: give each back end an ID of its own, "+
+		"have them obey \"reconnect\":false, or write on_duplicate_id reject or standby",
+		zap.String("channel", channel), zap.String("id", id), zap.Duration("wait", wait), zap.Uint64("since_last_line", held))
+}
+
+// promoted logs that a standby has its ID now.
+func (n *node) promoted(channel, id string) {
+	n.logger.Load().Info("a standby socket has the ID now", zap.String("channel", channel), zap.String("id", id))
+}
+
 // storeFailed logs that the store failed a socket, once a minute for each channel.
 func (n *node) storeFailed(channel, id string, err error) {
 	held, ok := n.counts.channel(channel).storeErrors.allow()

@@ -103,6 +103,10 @@ func (t *batch) insert(name string, r *record, m *broker.Message, p broker.Polic
 	r.seq = t.ix.next(t.now)
 	retain := t.now.Add(p.Retention)
 	b := t.ix.box(r.Channel, r.ID)
+	prev := uint64(0)
+	if len(b.slots) > 0 {
+		prev = b.slots[len(b.slots)-1].seq
+	}
 	t.ix.add(b, &slot{seq: r.seq, mid: r.MID, size: len(m.Body), due: earlier(r.Expires, retain)})
 	if err := t.bucket(bucketEntries).Put(withSequence(b.key, r.seq), appendEntry(nil, r.Expires, retain, m)); err != nil {
 		return err
@@ -111,7 +115,8 @@ func (t *batch) insert(name string, r *record, m *broker.Message, p broker.Polic
 		return err
 	}
 	if owner := b.owner; owner != nil {
-		t.then(owner.ring)
+		e := broker.Entry{Message: m, Seq: r.seq, Expires: r.Expires, Retain: fromMillis(millis(retain))}
+		t.then(func() { owner.offer(prev, e) })
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func BenchmarkStore(b *testing.B) {
 
 // drain acknowledges all messages of a mailbox, batch at a time.
 func drain(ctx context.Context, s *Broker, id string, window, batch int) error {
-	m, page, err := s.Attach(ctx, channel, id, nobody{}, broker.AttachOptions{Window: window})
+	m, page, err := attached(s.Attach(ctx, channel, id, nobody{}, broker.AttachOptions{Window: window}))
 	for err == nil && len(page) > 0 {
 		last := page[len(page)-1].Seq
 		for len(page) > 0 {
@@ -76,7 +76,7 @@ func drain(ctx context.Context, s *Broker, id string, window, batch int) error {
 				return err
 			}
 		}
-		page, err = m.Read(ctx, last, window, 1<<20)
+		page, err = entries(m.Read(ctx, last, window, 1<<20))
 	}
 	if err != nil {
 		return err

@@ -64,8 +64,9 @@ type Broker struct {
 	mu         sync.RWMutex
 	topics     map[string]*topic
 	closed     bool
-	publishing sync.WaitGroup         // Add only with mu held and closed false
-	owners     map[string]*attachment // by mailbox, as committed
+	publishing sync.WaitGroup           // Add only with mu held and closed false
+	owners     map[string]*attachment   // by mailbox, as committed
+	lines      map[string][]*attachment // who waits for a mailbox, oldest first; see line.go
 	waiters    map[string][]chan broker.Record
 	endings    map[broker.Ending]uint64
 
@@ -103,7 +104,7 @@ func New(o Options) *Broker {
 	}
 	return &Broker{
 		o: o, queue: make(chan *operation, maxQueue), stopping: make(chan struct{}), stopped: make(chan struct{}), topics: make(map[string]*topic),
-		owners: make(map[string]*attachment), waiters: make(map[string][]chan broker.Record), endings: make(map[broker.Ending]uint64),
+		owners: make(map[string]*attachment), lines: make(map[string][]*attachment), waiters: make(map[string][]chan broker.Record), endings: make(map[broker.Ending]uint64),
 	}
 }
 

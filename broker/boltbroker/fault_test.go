@@ -50,14 +50,22 @@ func mustAppend(t testing.TB, b *Broker, m *broker.Message, o broker.AppendOptio
 // nobody is an owner that does nothing.
 type nobody struct{}
 
+func (nobody) Offer(uint64, broker.Entry)          {}
 func (nobody) Ring()                               {}
 func (nobody) Lost(error)                          {}
 func (nobody) Withdraw(uint64, string) bool        { return false }
 func (nobody) Attempts(uint64, string) (int, bool) { return 0, false }
 
+// entries and attached make a page its entries.
+func entries(p broker.Page, err error) ([]broker.Entry, error) { return p.Entries, err }
+
+func attached(m broker.Mailbox, p broker.Page, err error) (broker.Mailbox, []broker.Entry, error) {
+	return m, p.Entries, err
+}
+
 func bodies(t testing.TB, b *Broker, id string) string {
 	t.Helper()
-	m, page, err := b.Attach(context.Background(), channel, id, nobody{}, broker.AttachOptions{Limit: 1000})
+	m, page, err := attached(b.Attach(context.Background(), channel, id, nobody{}, broker.AttachOptions{Limit: 1000}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +110,7 @@ func TestI1_BrokenUntilReopened(t *testing.T) {
 func TestI9_DiskFull(t *testing.T) {
 	b := newStore(t, Options{})
 	mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
-	box, page, err := b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{})
+	box, page, err := attached(b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +136,7 @@ func TestI9_DiskFull(t *testing.T) {
 	if v, err := box.Settle(context.Background(), settle); err != nil || v[0] != broker.Settled {
 		t.Errorf("settling when there is room: %v, %v", v, err)
 	}
-	if page, err := box.Read(context.Background(), 0, 10, 1<<20); err != nil || len(page) != 1 || string(page[0].Message.Body) != "c" {
+	if page, err := entries(box.Read(context.Background(), 0, 10, 1<<20)); err != nil || len(page) != 1 || string(page[0].Message.Body) != "c" {
 		t.Errorf("the mailbox: %v, %v", page, err)
 	}
 }
@@ -298,7 +306,7 @@ func TestCallersThatLeave(t *testing.T) {
 	mustAppend(t, b, message("02", "a"), broker.AppendOptions{})
 	third := message("03", "a")
 	mustAppend(t, b, third, broker.AppendOptions{})
-	box, page, err := b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{})
+	box, page, err := attached(b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,7 +357,7 @@ func TestCallersThatLeave(t *testing.T) {
 			}
 		})
 	}
-	_, page, err = b.Attach(context.Background(), channel, "02", nobody{}, broker.AttachOptions{})
+	_, page, err = attached(b.Attach(context.Background(), channel, "02", nobody{}, broker.AttachOptions{}))
 	if err != nil || len(page) != 1 || page[0].Attempts != 0 || page[0].Deaths != 0 {
 		t.Errorf("after the attach that nobody waited for: %+v, %v", page, err)
 	}
@@ -421,7 +429,7 @@ func TestResendAboveTheBound(t *testing.T) {
 	for range 3 {
 		mustAppend(t, b, message("01", "a"), broker.AppendOptions{})
 	}
-	box, page, err := b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{Window: 3})
+	box, page, err := attached(b.Attach(context.Background(), channel, "01", nobody{}, broker.AttachOptions{Window: 3}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -463,7 +471,7 @@ func TestI2_CancelThatFails(t *testing.T) {
 	if err := <-w.lost; !errors.Is(err, broker.ErrForgotten) {
 		t.Errorf("the owner heard %v", err)
 	}
-	box, page, err := b.Attach(context.Background(), channel, "01", w, broker.AttachOptions{})
+	box, page, err := attached(b.Attach(context.Background(), channel, "01", w, broker.AttachOptions{}))
 	if err != nil || len(page) != 1 {
 		t.Fatalf("%v, %v", page, err)
 	}

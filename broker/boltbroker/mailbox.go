@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -20,6 +21,8 @@ type attachment struct {
 	owner            broker.Owner
 	window           int
 	fence            uint64
+	peer             string    // the address of the owner's
+	since            time.Time // when it attached
 
 	// telling is held while Lost is called, and guards lost: Lost is not called once Detach has returned.
 	telling sync.Mutex
@@ -27,23 +30,29 @@ type attachment struct {
 }
 
 // Attach implements [broker.Store].
-func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, []broker.Entry, error) {
-	a := &attachment{b: b, key: boxKey(channel, id), channel: channel, id: id, owner: owner, window: max(o.Window, 1)}
+func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, broker.Page, error) {
+	a := &attachment{b: b, key: boxKey(channel, id), channel: channel, id: id, owner: owner, window: max(o.Window, 1),
+		peer: o.Address[:min(len(o.Address), broker.MaxAddress)]}
 	if o.Limit <= 0 {
 		o.Limit = a.window
 	}
 	if o.Bytes <= 0 {
 		o.Bytes = 1 << 20
 	}
-	if err := b.do(ctx, func(t *batch) error { return t.attach(a) }); err != nil {
-		if !errors.Is(err, broker.ErrRefused) {
+	if err := b.do(ctx, func(t *batch) error {
+		if err := t.occupied(a, o.Mode); err != nil {
+			return err
+		}
+		return t.attach(a)
+	}); err != nil {
+		if !errors.Is(err, broker.ErrRefused) && !errors.Is(err, broker.ErrHeld) && !errors.Is(err, broker.ErrLineFull) {
 			a.abandon()
 		}
-		return nil, nil, fmt.Errorf("attaching to %s of channel %s: %w", id, channel, err)
+		return nil, broker.Page{}, fmt.Errorf("attaching to %s of channel %s: %w", id, channel, err)
 	}
 	page, err := a.read(0, o.Limit, o.Bytes) // even if somebody else has it by now: Lost says so
 	if err != nil {
-		return nil, nil, err
+		return nil, broker.Page{}, err
 	}
 	return a, page, nil
 }
@@ -57,7 +66,7 @@ func (t *batch) attach(a *attachment) error {
 	}
 	before := b.owner
 	b.owned, b.owner, b.window = true, a, a.window
-	a.fence = t.ix.next(t.now)
+	a.fence, a.since = t.ix.next(t.now), t.now
 	r := newRow()
 	r.putInt(int64(a.window))
 	r.putInt(int64(a.fence))
@@ -65,6 +74,7 @@ func (t *batch) attach(a *attachment) error {
 		return err
 	}
 	t.then(func() {
+		t.b.leave(a.key, a.owner)
 		t.b.setOwner(a)
 		if before != nil {
 			before.lose(broker.ErrFenced)
@@ -98,6 +108,7 @@ func (t *batch) detach(a *attachment) error {
 	b := t.ix.box(a.channel, a.id)
 	b.owned, b.owner = false, nil
 	t.ix.forget(b)
+	t.then(func() { t.b.promote(a.key) })
 	return t.bucket(bucketBoxes).Delete([]byte(b.key))
 }
 
@@ -151,38 +162,47 @@ func (a *attachment) err() error {
 }
 
 // Read implements [broker.Mailbox].
-func (a *attachment) Read(ctx context.Context, after uint64, limit, size int) ([]broker.Entry, error) {
+func (a *attachment) Read(ctx context.Context, after uint64, limit, size int) (broker.Page, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
+		return broker.Page{}, fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
 	}
 	if err := a.err(); err != nil {
-		return nil, a.explain(err)
+		return broker.Page{}, a.explain(err)
 	}
 	return a.read(after, limit, size)
 }
 
-func (a *attachment) read(after uint64, limit, size int) (page []broker.Entry, err error) {
+func (a *attachment) read(after uint64, limit, size int) (page broker.Page, err error) {
+	page.Through = after
 	err = a.b.view(func(tx *bolt.Tx) error {
 		counts := tx.Bucket(bucketCounts)
 		c := tx.Bucket(bucketEntries).Cursor()
 		prefix := []byte(a.key)
-		for k, v := c.Seek(withSequence(a.key, after+1)); k != nil && bytes.HasPrefix(k, prefix) && len(k) == len(prefix)+8 && len(page) < limit; k, v = c.Next() {
+		for k, v := c.Seek(withSequence(a.key, after+1)); k != nil && bytes.HasPrefix(k, prefix) && len(k) == len(prefix)+8; k, v = c.Next() {
+			if page.More = len(page.Entries) >= limit; page.More {
+				return nil
+			}
 			e, err := readEntry(k, bytes.Clone(v), counts)
 			if err != nil {
 				return err
 			}
-			if size -= len(e.Message.Body); size < 0 && len(page) > 0 {
+			if size -= len(e.Message.Body); size < 0 && len(page.Entries) > 0 {
+				page.More = true
 				return nil
 			}
-			page = append(page, e)
+			page.Entries = append(page.Entries, e)
+			page.Through = e.Seq
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, a.explain(err)
+		return broker.Page{}, a.explain(err)
 	}
 	return page, nil
 }
+
+// Leased implements [broker.Mailbox]: the only store there is has told a by now of whoever came after it.
+func (a *attachment) Leased() bool { return true }
 
 func (a *attachment) explain(err error) error {
 	return fmt.Errorf("mailbox %s of channel %s: %w", a.id, a.channel, err)
@@ -225,10 +245,11 @@ func (a *attachment) guard() {
 	}
 }
 
-func (a *attachment) ring() {
+// offer hands the owner an entry that was stored.
+func (a *attachment) offer(prev uint64, e broker.Entry) {
 	defer a.guard()
 	if a.err() == nil {
-		a.owner.Ring()
+		a.owner.Offer(prev, e)
 	}
 }
 

@@ -51,11 +51,16 @@ func (b *Broker) closeStore() error {
 	b.loops.Wait()
 	close(b.stopped)
 	b.mu.Lock()
-	owners := b.owners
-	b.owners = make(map[string]*attachment)
+	owners, lines := b.owners, b.lines
+	b.owners, b.lines = make(map[string]*attachment), make(map[string][]*attachment)
 	b.mu.Unlock()
 	for _, a := range owners {
 		a.lose(broker.ErrClosed)
+	}
+	for _, line := range lines {
+		for _, a := range line {
+			a.lose(broker.ErrClosed)
+		}
 	}
 	if b.db == nil {
 		return nil

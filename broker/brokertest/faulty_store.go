@@ -26,14 +26,14 @@ func (f *faultyStore) Append(ctx context.Context, m *broker.Message, o broker.Ap
 
 func (f *faultyStore) Attach(
 	ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions,
-) (broker.Mailbox, []broker.Entry, error) {
-	var page []broker.Entry
+) (broker.Mailbox, broker.Page, error) {
+	var page broker.Page
 	box, err := around(ctx, f.plan, MethodAttach, func() (box broker.Mailbox, err error) {
-		box, page, err = f.Store.Attach(ctx, channel, id, &mutedOwner{owner, f.plan}, o)
+		box, page, err = f.Store.Attach(ctx, channel, id, mutedOwner{owner, f.plan}, o)
 		return box, err
 	})
 	if err != nil || box == nil {
-		return nil, nil, err
+		return nil, broker.Page{}, err
 	}
 	return &faultyMailbox{Mailbox: box, plan: f.plan}, page, nil
 }
@@ -71,6 +71,21 @@ func (f *faultyStore) Drop(ctx context.Context, mid string) error {
 	return err
 }
 
+func (f *faultyStore) Online(ctx context.Context, channel, id string) (broker.Presence, error) {
+	return around(ctx, f.plan, MethodOnline, func() (broker.Presence, error) { return f.Store.Online(ctx, channel, id) })
+}
+
+func (f *faultyStore) Presence(ctx context.Context, channel string, q broker.PresenceQuery) (broker.PresencePage, error) {
+	return around(ctx, f.plan, MethodPresence, func() (broker.PresencePage, error) { return f.Store.Presence(ctx, channel, q) })
+}
+
+func (f *faultyStore) Leave(ctx context.Context, channel, id string, owner broker.Owner) error {
+	_, err := around(ctx, f.plan, MethodLeave, func() (struct{}, error) {
+		return struct{}{}, f.Store.Leave(ctx, channel, id, mutedOwner{owner, f.plan})
+	})
+	return err
+}
+
 func (f *faultyStore) Usage(ctx context.Context) (map[string]broker.Usage, error) {
 	return around(ctx, f.plan, MethodUsage, func() (map[string]broker.Usage, error) { return f.Store.Usage(ctx) })
 }
@@ -80,8 +95,8 @@ type faultyMailbox struct {
 	plan *Plan
 }
 
-func (f *faultyMailbox) Read(ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error) {
-	return around(ctx, f.plan, MethodRead, func() ([]broker.Entry, error) { return f.Mailbox.Read(ctx, after, limit, bytes) })
+func (f *faultyMailbox) Read(ctx context.Context, after uint64, limit, bytes int) (broker.Page, error) {
+	return around(ctx, f.plan, MethodRead, func() (broker.Page, error) { return f.Mailbox.Read(ctx, after, limit, bytes) })
 }
 
 func (f *faultyMailbox) Settle(ctx context.Context, outcomes []broker.Outcome) ([]broker.Verdict, error) {
@@ -93,14 +108,20 @@ func (f *faultyMailbox) Detach(ctx context.Context, counts []broker.Outcome) err
 	return err
 }
 
-// mutedOwner misses rings while the plan says so.
+// mutedOwner misses rings and offers while the plan says so.
 type mutedOwner struct {
 	broker.Owner
 	plan *Plan
 }
 
-func (o *mutedOwner) Ring() {
+func (o mutedOwner) Ring() {
 	if !o.plan.muted() {
 		o.Owner.Ring()
+	}
+}
+
+func (o mutedOwner) Offer(prev uint64, e broker.Entry) {
+	if !o.plan.muted() {
+		o.Owner.Offer(prev, e)
 	}
 }

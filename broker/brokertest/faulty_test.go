@@ -49,7 +49,7 @@ func TestFaultyLosesTheAnswer(t *testing.T) {
 	plan.LoseAnswer(MethodDetach, 1)
 	r.mustFail("detaching", h.Detach(r.ctx(), nil), broker.ErrUnavailable)
 	plan.LoseAnswer(MethodAttach, 1)
-	box, page, err := s.Attach(r.ctx(), "c", "01", new(owner), broker.AttachOptions{})
+	box, page, err := attached(s.Attach(r.ctx(), "c", "01", new(owner), broker.AttachOptions{}))
 	if r.mustFail("attaching", err, broker.ErrUnavailable); box != nil || page != nil {
 		t.Errorf("the answer was not lost")
 	}

@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,29 +15,35 @@ type flaw struct {
 	name   string
 	checks []string // that must find it
 
-	policy  func(*broker.Policy)
-	crash   func(*Memory)
-	now     func(*flawed) time.Time
-	append  func(*flawed, context.Context, *broker.Message, broker.AppendOptions) (broker.Stored, error)
-	owner   func(broker.Owner) broker.Owner
-	entries func(*flawed, []broker.Entry) []broker.Entry
-	fence   func(uint64) uint64
-	attach  func(*flawed, *attachment)
-	read    func(a *attachment, ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error)
-	settle  func(*attachment, context.Context, []broker.Outcome) ([]broker.Verdict, error)
-	detach  func(*attachment, context.Context, []broker.Outcome) error
-	lookup  func(*flawed, broker.Record, error) (broker.Record, error)
-	find    func(*flawed, context.Context, string, string, int) ([]broker.Record, error)
-	content func(*flawed, *broker.Message, error) (*broker.Message, error)
-	await   func(*flawed, context.Context, string) (broker.Record, error)
-	cancel  func(*flawed, context.Context, string) (broker.Cancelled, error)
-	dead    func(*flawed, context.Context, string, broker.DeadQuery) (broker.DeadPage, error)
-	resend  func(*flawed, context.Context, string, time.Duration) (broker.Stored, error)
-	drop    func(*flawed, context.Context, string) error
-	usage   func(map[string]broker.Usage, error) (map[string]broker.Usage, error)
-	endings func(map[broker.Ending]uint64)
-	ready   func(error) error
-	close   func(*flawed)
+	policy   func(*broker.Policy)
+	crash    func(*Memory)
+	now      func(*flawed) time.Time
+	append   func(*flawed, context.Context, *broker.Message, broker.AppendOptions) (broker.Stored, error)
+	owner    func(broker.Owner) broker.Owner
+	unleased bool
+	mode     func(*flawed, *broker.AttachOptions)
+	held     func(error) error
+	stays    bool // who leaves the line
+	online   func(*broker.Presence) bool
+	entries  func(*flawed, []broker.Entry) []broker.Entry
+	pages    func(*broker.Page)
+	fence    func(uint64) uint64
+	attach   func(*flawed, *attachment)
+	read     func(a *attachment, ctx context.Context, after uint64, limit, bytes int) (broker.Page, error)
+	settle   func(*attachment, context.Context, []broker.Outcome) ([]broker.Verdict, error)
+	detach   func(*attachment, context.Context, []broker.Outcome) error
+	lookup   func(*flawed, broker.Record, error) (broker.Record, error)
+	find     func(*flawed, context.Context, string, string, int) ([]broker.Record, error)
+	content  func(*flawed, *broker.Message, error) (*broker.Message, error)
+	await    func(*flawed, context.Context, string) (broker.Record, error)
+	cancel   func(*flawed, context.Context, string) (broker.Cancelled, error)
+	dead     func(*flawed, context.Context, string, broker.DeadQuery) (broker.DeadPage, error)
+	resend   func(*flawed, context.Context, string, time.Duration) (broker.Stored, error)
+	drop     func(*flawed, context.Context, string) error
+	usage    func(map[string]broker.Usage, error) (map[string]broker.Usage, error)
+	endings  func(map[broker.Ending]uint64)
+	ready    func(error) error
+	close    func(*flawed)
 }
 
 // harness makes stores with the flaw.
@@ -93,13 +100,19 @@ func (s *flawed) Append(ctx context.Context, m *broker.Message, o broker.AppendO
 	return s.Memory.Append(ctx, m, o)
 }
 
-func (s *flawed) Attach(ctx context.Context, channel, id string, o broker.Owner, options broker.AttachOptions) (broker.Mailbox, []broker.Entry, error) {
+func (s *flawed) Attach(ctx context.Context, channel, id string, o broker.Owner, options broker.AttachOptions) (broker.Mailbox, broker.Page, error) {
 	if s.f.owner != nil {
 		o = s.f.owner(o)
 	}
+	if s.f.mode != nil {
+		s.f.mode(s, &options)
+	}
 	box, page, err := s.Memory.Attach(ctx, channel, id, o, options)
+	if err != nil && s.f.held != nil {
+		err = s.f.held(err)
+	}
 	if err != nil {
-		return nil, nil, err
+		return nil, broker.Page{}, err
 	}
 	if s.f.attach != nil {
 		s.mu.Lock()
@@ -107,15 +120,43 @@ func (s *flawed) Attach(ctx context.Context, channel, id string, o broker.Owner,
 		s.mu.Unlock()
 	}
 	if s.f.entries != nil {
-		page = s.f.entries(s, page)
+		page.Entries = s.f.entries(s, page.Entries)
+	}
+	if s.f.pages != nil {
+		s.f.pages(&page)
 	}
 	return &flawedBox{attachment: box.(*attachment), s: s}, page, nil
+}
+
+func (s *flawed) Leave(ctx context.Context, channel, id string, o broker.Owner) error {
+	if s.f.stays {
+		return nil
+	}
+	return s.Memory.Leave(ctx, channel, id, o)
+}
+
+func (s *flawed) Online(ctx context.Context, channel, id string) (broker.Presence, error) {
+	p, err := s.Memory.Online(ctx, channel, id)
+	if f := s.f.online; f != nil && !f(&p) {
+		err = broker.ErrNotFound
+	}
+	return p, err
+}
+
+func (s *flawed) Presence(ctx context.Context, channel string, q broker.PresenceQuery) (broker.PresencePage, error) {
+	page, err := s.Memory.Presence(ctx, channel, q)
+	if f := s.f.online; f != nil {
+		page.Online = slices.DeleteFunc(page.Online, func(p broker.Presence) bool { return !f(&p) })
+	}
+	return page, err
 }
 
 type flawedBox struct {
 	*attachment
 	s *flawed
 }
+
+func (b *flawedBox) Leased() bool { return !b.s.f.unleased }
 
 func (b *flawedBox) Fence() uint64 {
 	if f := b.s.f.fence; f != nil {
@@ -124,13 +165,16 @@ func (b *flawedBox) Fence() uint64 {
 	return b.attachment.Fence()
 }
 
-func (b *flawedBox) Read(ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error) {
+func (b *flawedBox) Read(ctx context.Context, after uint64, limit, bytes int) (broker.Page, error) {
 	if f := b.s.f.read; f != nil {
 		return f(b.attachment, ctx, after, limit, bytes)
 	}
 	page, err := b.attachment.Read(ctx, after, limit, bytes)
 	if f := b.s.f.entries; f != nil {
-		page = f(b.s, page)
+		page.Entries = f(b.s, page.Entries)
+	}
+	if f := b.s.f.pages; f != nil {
+		f(&page)
 	}
 	return page, err
 }
@@ -254,9 +298,20 @@ func (w *world) entryOf(mid string) *entry {
 type flawedOwner struct {
 	broker.Owner
 	ring     func(broker.Owner)
+	offer    func(broker.Owner, uint64, broker.Entry)
 	lost     func(broker.Owner, error)
 	withdraw func(broker.Owner, uint64, string) bool
 	attempts func() (int, bool)
+}
+
+func (o *flawedOwner) Offer(prev uint64, e broker.Entry) {
+	if o.ring == nil && o.offer == nil {
+		o.Owner.Offer(prev, e)
+	} else if o.offer == nil {
+		o.ring(o.Owner)
+	} else {
+		o.offer(o.Owner, prev, e)
+	}
 }
 
 func (o *flawedOwner) Ring() {

@@ -211,6 +211,106 @@ var limitFlaws = []*flaw{
 		}},
 }
 
+// misoffered makes a hook for what owners are offered.
+func misoffered(edit func(prev *uint64, e *broker.Entry)) func(broker.Owner) broker.Owner {
+	return func(o broker.Owner) broker.Owner {
+		return &flawedOwner{Owner: o, offer: func(o broker.Owner, prev uint64, e broker.Entry) {
+			edit(&prev, &e)
+			o.Offer(prev, e)
+		}}
+	}
+}
+
+var offerFlaws = []*flaw{
+	{name: "offers name nothing before them", checks: []string{"I3_OffersLeaveNoGap"},
+		owner: misoffered(func(prev *uint64, _ *broker.Entry) { *prev = 0 })},
+	{name: "offers are never right behind", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: misoffered(func(prev *uint64, e *broker.Entry) { *prev = e.Seq - 1 })},
+	{name: "offers have no deadline", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: misoffered(func(_ *uint64, e *broker.Entry) { e.Expires = time.Time{} })},
+	{name: "offers have no ref", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: misoffered(func(_ *uint64, e *broker.Entry) { m := *e.Message; m.Ref = ""; e.Message = &m })},
+	{name: "offers are lost without a trace", checks: []string{"I3_OffersAtOnce", "OffersTheOwner", "OffersOnAnotherNode"},
+		owner: func(o broker.Owner) broker.Owner {
+			n, last := 0, uint64(0)
+			return &flawedOwner{Owner: o, offer: func(o broker.Owner, prev uint64, e broker.Entry) {
+				if n++; n%3 == 0 {
+					return
+				}
+				if last > 0 {
+					prev = last
+				}
+				last = e.Seq
+				o.Offer(prev, e)
+			}}
+		}},
+	{name: "offers are rings", checks: []string{"OffersTheOwner", "OffersOnAnotherNode"},
+		owner: func(o broker.Owner) broker.Owner {
+			return &flawedOwner{Owner: o, offer: func(o broker.Owner, _ uint64, _ broker.Entry) { o.Ring() }}
+		}},
+	{name: "pages say that there is no more", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.More = false }},
+	{name: "pages say that there is always more", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.More = true }},
+	{name: "pages say too much", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.Through++ }},
+	{name: "pages say too little", checks: []string{"PagesSayHowFar"},
+		pages: func(p *broker.Page) { p.Through = 0 }},
+	{name: "nobody has a lease", checks: []string{"I4_LeasedAtOnce"}, unleased: true},
+}
+
+var lineFlaws = []*flaw{
+	{name: "a second owner displaces the first", checks: []string{"RejectWhileHeld", "RejectOnAnotherNode", "StandbyInLine", "StandbyOnOtherNodes"},
+		mode: func(_ *flawed, o *broker.AttachOptions) { o.Mode = broker.Takeover }},
+	{name: "the owner of a dead node stays", checks: []string{"RejectAfterACrash", "StandbyAfterACrash"},
+		mode: func(s *flawed, o *broker.AttachOptions) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, b := range s.boxes {
+				if o.Mode != broker.Takeover && b.owner != nil && b.owner.node.ended != nil {
+					b.owner.node = s.Memory
+				}
+			}
+		}},
+	{name: "there is no line", checks: []string{"StandbyInLine", "StandbyOnOtherNodes", "StandbyAfterACrash", "StandbyLeaves", "StandbyWhenANoticeWasLost"},
+		mode: func(_ *flawed, o *broker.AttachOptions) {
+			if o.Mode == broker.Standby {
+				o.Mode = broker.Reject
+			}
+		}},
+	{name: "the last in line is the first", checks: []string{"StandbyInLine", "StandbyOnOtherNodes"},
+		mode: func(s *flawed, _ *broker.AttachOptions) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, b := range s.boxes {
+				if b.owner == nil {
+					slices.Reverse(b.line)
+				}
+			}
+		}},
+	{name: "who leaves stays in line", checks: []string{"StandbyLeaves"}, stays: true},
+	{name: "the line has no end", checks: []string{"I10_StandbyIsBounded"},
+		held: func(err error) error {
+			if errors.Is(err, broker.ErrLineFull) {
+				return broker.ErrHeld
+			}
+			return err
+		}},
+	{name: "a takeover waits", checks: []string{"I4_TakeoverPassesTheLine"},
+		mode: func(_ *flawed, o *broker.AttachOptions) { o.Mode = broker.Standby }},
+}
+
+var presenceFlaws = []*flaw{
+	{name: "nobody is online", checks: []string{"WhoIsOnline", "WhoIsOnlineOnAnotherNode", "PagesOfPresence", "PresenceAfterACrash"},
+		online: func(*broker.Presence) bool { return false }},
+	{name: "presence does not count what waits", checks: []string{"WhoIsOnline", "WhoIsOnlineOnAnotherNode"},
+		online: func(p *broker.Presence) bool { p.Pending = 0; return true }},
+	{name: "presence has no address", checks: []string{"WhoIsOnline", "WhoIsOnlineOnAnotherNode"},
+		online: func(p *broker.Presence) bool { p.Address = ""; return true }},
+	{name: "one is left out of the pages", checks: []string{"PagesOfPresence"},
+		online: func(p *broker.Presence) bool { return p.ID != "id-5" }},
+}
+
 var lifeFlaws = []*flaw{
 	{name: "owners are not rung", checks: []string{"RingsTheOwner", "RingsOnAnotherNode", "RingsWhenANoticeWasLost", "I4_OldOwnerIsRefused", "Resend"},
 		owner: func(o broker.Owner) broker.Owner { return &flawedOwner{Owner: o, ring: func(broker.Owner) {}} }},

@@ -26,7 +26,7 @@ func TestFlawsAreFound(t *testing.T) {
 	var mu sync.Mutex
 	var judging sync.WaitGroup
 	seats := make(chan struct{}, 32) // most of them only wait
-	flaws := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, lifeFlaws)
+	flaws := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, offerFlaws, lineFlaws, presenceFlaws, lifeFlaws)
 	for _, f := range flaws {
 		for _, check := range f.checks {
 			found[check] = true
@@ -118,7 +118,7 @@ var appendFlaws = []*flaw{
 	{name: "the last of a page is left out", checks: []string{"I3_OrderOfAppends", "I3_EachCallersOrder"},
 		entries: func(_ *flawed, p []broker.Entry) []broker.Entry { return p[:max(len(p)-1, 0)] }},
 	{name: "read ignores where to begin", checks: []string{"I3_OrderOfAppends", "I2_SettleOutOfOrder"},
-		read: func(a *attachment, ctx ctxT, _ uint64, limit, bytes int) ([]broker.Entry, error) {
+		read: func(a *attachment, ctx ctxT, _ uint64, limit, bytes int) (broker.Page, error) {
 			return a.Read(ctx, 0, limit, bytes)
 		}},
 	{name: "sequences do not rise", checks: []string{"I3_OrderOfAppends"}, entries: each(func(e *broker.Entry) { e.Seq = 7 })},
@@ -128,11 +128,11 @@ var appendFlaws = []*flaw{
 	{name: "times are of seconds", checks: []string{"StoredMessageComesBack"},
 		append: edited(func(m *broker.Message, _ *broker.AppendOptions) { m.Time = m.Time.Truncate(time.Second) })},
 	{name: "pages ignore the limit", checks: []string{"I10_PagesAreBounded"},
-		read: func(a *attachment, ctx ctxT, after uint64, _, bytes int) ([]broker.Entry, error) {
+		read: func(a *attachment, ctx ctxT, after uint64, _, bytes int) (broker.Page, error) {
 			return a.Read(ctx, after, 1000, bytes)
 		}},
 	{name: "pages ignore the bytes", checks: []string{"I10_PagesAreBounded"},
-		read: func(a *attachment, ctx ctxT, after uint64, limit, _ int) ([]broker.Entry, error) {
+		read: func(a *attachment, ctx ctxT, after uint64, limit, _ int) (broker.Page, error) {
 			return a.Read(ctx, after, limit, 1<<20)
 		}},
 	{name: "IDs are folded", checks: []string{"MailboxesAreApart"}, append: edited(func(m *broker.Message, _ *broker.AppendOptions) { m.ID = strings.ToLower(m.ID) })},
@@ -254,7 +254,7 @@ var fenceFlaws = []*flaw{
 			return v, err
 		}},
 	{name: "a fenced owner may read", checks: []string{"I4_OldOwnerIsRefused"},
-		read: func(a *attachment, ctx ctxT, after uint64, limit, bytes int) ([]broker.Entry, error) {
+		read: func(a *attachment, ctx ctxT, after uint64, limit, bytes int) (broker.Page, error) {
 			p, err := a.Read(ctx, after, limit, bytes)
 			if errors.Is(err, broker.ErrFenced) {
 				err = nil

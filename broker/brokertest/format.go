@@ -51,7 +51,7 @@ func FillFormat(t testing.TB, s broker.Store) {
 		t.Helper()
 		box, page, err := s.Attach(ctx, "pay", id, new(owner), broker.AttachOptions{Window: 4})
 		must(err)
-		o.Seq, o.MID = page[0].Seq, page[0].Message.MID
+		o.Seq, o.MID = page.Entries[0].Seq, page.Entries[0].Message.MID
 		_, err = box.Settle(ctx, []broker.Outcome{o})
 		must(err)
 		must(box.Detach(ctx, nil))
@@ -119,10 +119,11 @@ func checkMailboxes(t testing.TB, s broker.Store) {
 		if err != nil {
 			t.Fatalf("attaching to %s of channel %s: %v", c.id, c.channel, err)
 		}
-		if len(page) != len(c.keys) {
-			t.Errorf("the mailbox of %s of channel %s has %d messages, want %d", c.id, c.channel, len(page), len(c.keys))
+		entries := page.Entries
+		if len(entries) != len(c.keys) {
+			t.Errorf("the mailbox of %s of channel %s has %d messages, want %d", c.id, c.channel, len(entries), len(c.keys))
 		}
-		for i, e := range page[:min(len(page), len(c.keys))] {
+		for i, e := range entries[:min(len(entries), len(c.keys))] {
 			if want := formatMessage(c.channel, c.id, c.keys[i]); !reflect.DeepEqual(e.Message, want) {
 				t.Errorf("%s of channel %s has\n%+v, want\n%+v", c.id, c.channel, e.Message, want)
 			}

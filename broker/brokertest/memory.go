@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyrelay/relay/broker"
@@ -32,6 +33,8 @@ type Memory struct {
 	*world
 	o    MemoryOptions
 	bell *bell
+
+	unleased atomic.Bool // see Unlease
 
 	closing chan struct{} // closed by Close and Crash
 	ended   error         // guarded by world.mu: why the handle takes nothing more
@@ -130,6 +133,11 @@ func (m *Memory) end(why error) {
 		for _, b := range m.boxes {
 			if a := b.owner; a != nil && a.node == m {
 				m.bell.ring(func() { a.lose(why) })
+			}
+			for _, a := range b.line {
+				if a.node == m {
+					m.bell.ring(func() { a.lose(why) })
+				}
 			}
 		}
 	}

@@ -29,6 +29,11 @@ func (e *entry) message() *broker.Message {
 	return m
 }
 
+// entry returns e as an owner reads it.
+func (e *entry) entry() broker.Entry {
+	return broker.Entry{Message: e.message(), Seq: e.seq, Expires: e.expires, Retain: e.retain, Counts: e.counts}
+}
+
 // record is what is known of a message, for as long as that is.
 type record struct {
 	broker.Record
@@ -150,9 +155,14 @@ func (m *Memory) put(e *entry) {
 		m.boxes[e.address] = b
 	}
 	e.seq = m.next()
+	prev := uint64(0)
+	if n := len(b.entries); n > 0 {
+		prev = b.entries[n-1].seq
+	}
 	b.entries = append(b.entries, e)
 	b.bytes += int64(e.size)
 	if a := b.owner; a != nil && !m.mute {
-		a.node.bell.ring(a.ring)
+		stored := e.entry()
+		a.node.bell.ring(func() { a.offer(prev, stored) })
 	}
 }

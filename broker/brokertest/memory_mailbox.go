@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddyrelay/relay/broker"
 )
@@ -14,6 +15,7 @@ type box struct {
 	entries []*entry // in order
 	bytes   int64
 	owner   *attachment // who attached last, unless it detached; its node may have crashed
+	line    []*attachment
 }
 
 func (b *box) find(seq uint64, mid string) int {
@@ -28,6 +30,9 @@ type attachment struct {
 	fence  uint64
 	window int
 
+	peer  string
+	since time.Time
+
 	read uint64 // the highest sequence that was; guarded by world.mu
 
 	calls sync.Mutex // held while Lost runs
@@ -35,7 +40,7 @@ type attachment struct {
 }
 
 // Attach implements [broker.Store].
-func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, []broker.Entry, error) {
+func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, broker.Page, error) {
 	if o.Window <= 0 {
 		o.Window = 1
 	}
@@ -46,7 +51,7 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		o.Bytes = 1 << 20
 	}
 	if err := m.enter(ctx); err != nil {
-		return nil, nil, err
+		return nil, broker.Page{}, err
 	}
 	defer m.mu.Unlock()
 	where := address{channel, id}
@@ -54,6 +59,10 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 	if b == nil {
 		b = new(box)
 		m.boxes[where] = b
+	}
+	a := &attachment{address: where, node: m, owner: owner, window: o.Window, peer: o.Address[:min(len(o.Address), broker.MaxAddress)], since: m.now()}
+	if err := m.occupied(b, a, o.Mode); err != nil {
+		return nil, broker.Page{}, err
 	}
 	if before := b.owner; before != nil {
 		for i, e := range b.entries[:min(before.window, len(b.entries))] {
@@ -66,23 +75,25 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 			before.node.bell.ring(func() { before.lose(broker.ErrFenced) })
 		}
 	}
-	a := &attachment{address: where, node: m, owner: owner, fence: m.next(), window: o.Window}
+	a.fence = m.next()
 	b.owner = a
 	m.held = append(m.held, a)
 	return a, a.page(b, 0, o.Limit, o.Bytes), nil
 }
 
 // page returns entries.
-func (a *attachment) page(b *box, after uint64, limit, bytes int) (page []broker.Entry) {
+func (a *attachment) page(b *box, after uint64, limit, bytes int) broker.Page {
+	page := broker.Page{Through: after}
 	for _, e := range b.entries {
 		if e.seq <= after {
 			continue
 		}
-		if len(page) >= limit || len(page) > 0 && e.size > bytes {
+		if page.More = len(page.Entries) >= limit || len(page.Entries) > 0 && e.size > bytes; page.More {
 			break
 		}
 		bytes -= e.size
-		page = append(page, broker.Entry{Message: e.message(), Seq: e.seq, Expires: e.expires, Retain: e.retain, Counts: e.counts})
+		page.Entries = append(page.Entries, e.entry())
+		page.Through = e.seq
 		a.read = max(a.read, e.seq)
 	}
 	return page
@@ -105,10 +116,10 @@ func (a *attachment) enter(ctx context.Context) (*box, error) {
 }
 
 // Read implements [broker.Mailbox].
-func (a *attachment) Read(ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error) {
+func (a *attachment) Read(ctx context.Context, after uint64, limit, bytes int) (broker.Page, error) {
 	b, err := a.enter(ctx)
 	if err != nil {
-		return nil, err
+		return broker.Page{}, err
 	}
 	defer a.node.mu.Unlock()
 	return a.page(b, after, limit, bytes), nil
@@ -147,6 +158,7 @@ func (a *attachment) Detach(ctx context.Context, counts []broker.Outcome) error 
 	if err == nil {
 		a.settle(b, counts)
 		b.owner = nil
+		b.promote()
 		a.node.tidy(a.address)
 		a.node.mu.Unlock()
 	}
@@ -156,8 +168,14 @@ func (a *attachment) Detach(ctx context.Context, counts []broker.Outcome) error 
 	return err
 }
 
+// Leased implements [broker.Mailbox].
+func (a *attachment) Leased() bool { return !a.node.unleased.Load() }
+
 // ring tells the owner of news.
 func (a *attachment) ring() { guard(a.owner.Ring) }
+
+// offer hands the owner what was stored.
+func (a *attachment) offer(prev uint64, e broker.Entry) { guard(func() { a.owner.Offer(prev, e) }) }
 
 // lose tells the owner that it is not one any more, once.
 func (a *attachment) lose(err error) {
@@ -198,6 +216,20 @@ func (m *Memory) finish(b *box, at int, o broker.Outcome) {
 	m.tidy(e.address)
 }
 
+// Unlease takes the lease from all owners of this node, as if the store had not been reached for long; false gives
+// it back.
+func (m *Memory) Unlease(unleased bool) {
+	m.unleased.Store(unleased)
+	if unleased {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.held {
+		m.bell.ring(a.ring)
+	}
+}
+
 // Forget has the store forget who owns a mailbox, as a Redis does that was emptied or has failed over; and these messages of it.
 func (m *Memory) Forget(channel, id string, mids ...string) {
 	m.mu.Lock()
@@ -215,7 +247,7 @@ func (m *Memory) Forget(channel, id string, mids ...string) {
 
 // tidy forgets a mailbox that holds nothing. Fences go on rising: they are of the whole store.
 func (m *Memory) tidy(where address) {
-	if b := m.boxes[where]; b != nil && b.owner == nil && len(b.entries) == 0 {
+	if b := m.boxes[where]; b != nil && b.owner == nil && len(b.entries) == 0 && len(b.line) == 0 {
 		delete(m.boxes, where)
 	}
 }

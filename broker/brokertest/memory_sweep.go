@@ -20,6 +20,10 @@ func (m *Memory) tick() {
 		if a != nil && a.node == m && len(b.entries) > 0 && b.entries[len(b.entries)-1].seq > a.read {
 			m.bell.ring(a.ring)
 		}
+		b.line = slices.DeleteFunc(b.line, func(other *attachment) bool { return other.node.ended != nil })
+		if len(b.line) > 0 && b.line[0].node == m && (a == nil || a.node.ended != nil) {
+			m.bell.ring(b.line[0].ring)
+		}
 	}
 	m.lookForLost()
 }

@@ -54,7 +54,7 @@ func (s *sequence) attach(t *rapid.T) {
 	if len(box.tenants) > 1 && got.Fence() <= box.tenants[len(box.tenants)-2].fence {
 		t.Fatalf("the fence did not rise: %d", got.Fence())
 	}
-	s.comparePage(t, box, page, limit)
+	s.comparePage(t, box, page.Entries, limit)
 }
 
 func (s *sequence) read(t *rapid.T) {
@@ -69,7 +69,7 @@ func (s *sequence) read(t *rapid.T) {
 	if err != nil {
 		t.Fatalf("read: %v", err)
 	}
-	s.comparePage(t, box, page, limit)
+	s.comparePage(t, box, page.Entries, limit)
 }
 
 // mustBeFenced: who is no owner any more is told so, or that his handle is closed. If an owner after him has come and

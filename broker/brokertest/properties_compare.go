@@ -56,12 +56,12 @@ func (s *sequence) compareAll(t *rapid.T) {
 		}
 	}
 	for _, box := range s.boxes {
-		got, entries, err := store.Attach(context.Background(), s.channel, box.id, new(owner), broker.AttachOptions{Window: 1, Limit: 100, Bytes: 1 << 20})
+		got, page, err := store.Attach(context.Background(), s.channel, box.id, new(owner), broker.AttachOptions{Window: 1, Limit: 100, Bytes: 1 << 20})
 		if err != nil {
 			t.Fatalf("attach: %v", err)
 		}
 		box.attached(&tenant{box: got, window: 1})
-		s.comparePage(t, box, entries, 100)
+		s.comparePage(t, box, page.Entries, 100)
 		if err := got.Detach(context.Background(), nil); err != nil {
 			t.Fatalf("detach: %v", err)
 		}

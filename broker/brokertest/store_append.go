@@ -35,14 +35,14 @@ func orderOfAppends(r *rig) {
 	r.add(s, "01", want[20:]...)
 	got := h.page
 	for len(got) < len(want) {
-		page, err := h.Read(r.ctx(), got[len(got)-1].Seq, 7, 1<<20)
+		page, err := entries(h.Read(r.ctx(), got[len(got)-1].Seq, 7, 1<<20))
 		if err != nil || len(page) == 0 {
 			r.Fatalf("reading after %d entries: %d more, %v", len(got), len(page), err)
 		}
 		got = append(got, page...)
 	}
 	r.mustBe("all pages", got, want...)
-	if page, err := h.Read(r.ctx(), got[len(got)-1].Seq, 7, 1<<20); err != nil || len(page) > 0 {
+	if page, err := entries(h.Read(r.ctx(), got[len(got)-1].Seq, 7, 1<<20)); err != nil || len(page) > 0 {
 		r.Errorf("behind the last entry there are %d, %v", len(page), err)
 	}
 	h.finish(broker.StateAcked, got...)
@@ -159,7 +159,7 @@ func pagesAreBounded(r *rig) {
 			r.Errorf("attaching with limit %d, %d bytes: %d entries, want %d", c.limit, c.bytes, len(h.page), c.want)
 		}
 		all := h.read()
-		page, err := h.Read(r.ctx(), all[0].Seq, c.limit, c.bytes)
+		page, err := entries(h.Read(r.ctx(), all[0].Seq, c.limit, c.bytes))
 		if err != nil || len(page) != min(c.want, 3) || string(page[0].Message.Body) != ten+"1" {
 			r.Errorf("reading after the first with limit %d, %d bytes: %q, %v; want %d entries", c.limit, c.bytes, bodies(page), err, min(c.want, 3))
 		}

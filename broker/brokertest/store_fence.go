@@ -93,7 +93,7 @@ func attachAtOnce(r *rig) {
 	var holds []*hold
 	r.all(8, func(int) {
 		o := new(owner)
-		box, page, err := s.Attach(r.ctx(), "c", "01", o, broker.AttachOptions{})
+		box, page, err := attached(s.Attach(r.ctx(), "c", "01", o, broker.AttachOptions{}))
 		if err != nil {
 			r.Errorf("attaching: %v", err)
 			return
@@ -137,7 +137,7 @@ func settleDuringTakeover(r *rig) {
 	settled := make(map[string]int)
 	r.all(6, func(int) {
 		for range 5 {
-			box, page, err := s.Attach(r.ctx(), "c", "01", new(owner), broker.AttachOptions{Window: 2})
+			box, page, err := attached(s.Attach(r.ctx(), "c", "01", new(owner), broker.AttachOptions{Window: 2}))
 			if err != nil {
 				r.Errorf("attaching: %v", err)
 				return

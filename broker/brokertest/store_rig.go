@@ -127,7 +127,8 @@ func numbers(n int) (bodies []string) {
 // owner is told, and remembers.
 type owner struct {
 	mu       sync.Mutex
-	rings    int
+	rings    int // offers included
+	offers   []offer
 	lost     []error
 	asked    []string
 	withdraw func(seq uint64, mid string) bool
@@ -147,6 +148,17 @@ func (o *owner) note(f func()) {
 
 // Ring implements [broker.Owner].
 func (o *owner) Ring() { o.note(func() { o.rings++ }) }
+
+// offer is one that was made.
+type offer struct {
+	prev uint64
+	broker.Entry
+}
+
+// Offer implements [broker.Owner].
+func (o *owner) Offer(prev uint64, e broker.Entry) {
+	o.note(func() { o.rings++; o.offers = append(o.offers, offer{prev, e}) })
+}
 
 // Lost implements [broker.Owner].
 func (o *owner) Lost(err error) { o.note(func() { o.lost = append(o.lost, err) }) }
@@ -184,6 +196,7 @@ type hold struct {
 	*owner
 	r    *rig
 	page []broker.Entry
+	all  broker.Page
 }
 
 // attach takes a mailbox of channel c with room for all that checks store.
@@ -198,12 +211,19 @@ func (r *rig) attachAs(s broker.Store, channel, id string, o *owner, options bro
 	if err != nil {
 		r.Fatalf("attaching to %s of %s: %v", id, channel, err)
 	}
-	for _, e := range page {
+	for _, e := range page.Entries {
 		if e.Message == nil {
 			r.Fatalf("an entry without a message")
 		}
 	}
-	return &hold{Mailbox: box, owner: o, r: r, page: page}
+	return &hold{Mailbox: box, owner: o, r: r, page: page.Entries, all: page}
+}
+
+// entries and attached turn a page into its entries.
+func entries(p broker.Page, err error) ([]broker.Entry, error) { return p.Entries, err }
+
+func attached(m broker.Mailbox, p broker.Page, err error) (broker.Mailbox, []broker.Entry, error) {
+	return m, p.Entries, err
 }
 
 // read reads all.
@@ -213,7 +233,7 @@ func (h *hold) read() []broker.Entry {
 	if err != nil {
 		h.r.Fatalf("reading: %v", err)
 	}
-	return page
+	return page.Entries
 }
 
 // find returns the entry of a message.

@@ -32,7 +32,7 @@ func settleOutOfOrder(r *rig) {
 	h.finish(broker.StateWritten, p[1])
 	h.finish(broker.StateExpired, p[5])
 	r.mustBe("without 1 and 5", h.read(), "3", "4", "6")
-	if page, err := h.Read(r.ctx(), p[4].Seq, 10, 1000); err != nil || !slices.Equal(bodies(page), []string{"6"}) {
+	if page, err := entries(h.Read(r.ctx(), p[4].Seq, 10, 1000)); err != nil || !slices.Equal(bodies(page), []string{"6"}) {
 		r.Errorf("reading after 4: %q, %v", bodies(page), err)
 	}
 	r.add(s, "01", "8")

@@ -87,6 +87,7 @@ func (a *appending) try(ctx context.Context, used string) (broker.Stored, error)
 		room.pending, room.bytes, room.records, room.dead, a.m.Channel, a.m.ID, a.m.Ref, waiter, wholeMillis(p.Dedupe), used)
 	o.size += len(a.stored)
 	o.admit = func() error { return s.admit(p) }
+	o.then = func() { a.handOver(o) }
 	if err := s.appends.do(ctx, o); err != nil {
 		return broker.Stored{}, err
 	}
@@ -97,6 +98,29 @@ func (a *appending) try(ctx context.Context, used string) (broker.Stored, error)
 		return a.try(ctx, r.text())
 	}
 	return a.result(what, r, o.replicas)
+}
+
+// handOver gives the owner of the mailbox the message that was stored. It runs in the order of the lane: who hears of
+// one message after another need not read the mailbox.
+func (a *appending) handOver(o *op) {
+	r := replyOf(o.reply)
+	if r.text() != "ok" {
+		return
+	}
+	for range 3 { // time, MID, state
+		r.next()
+	}
+	seq, owner := uint64(max(r.number(), 0)), r.text()
+	for range 4 { // counts
+		r.next()
+	}
+	prev, expires, retain := uint64(max(r.number(), 0)), r.number(), r.number()
+	if r.err != nil {
+		return // Append says so
+	}
+	a.s.clock.note(a.place.part, seq)
+	e := broker.Entry{Message: a.m, Seq: seq, Expires: fromMillis(expires), Retain: fromMillis(retain)}
+	a.s.offer(a.place, owner, prev, e, a.stored)
 }
 
 // result turns the script's answer into that of Append.
@@ -116,10 +140,9 @@ func (a *appending) result(what string, r *reply, of replicas) (broker.Stored, e
 		MID: r.text(), State: broker.State(r.text()), Duplicate: what == "duplicate", Durability: c.proven(of),
 	}
 	if what == "ok" {
-		seq, owner := r.number(), r.text()
-		s.clock.note(a.place.part, uint64(max(seq, 0)))
+		r.number() // sequence and owner: see handOver
+		r.text()
 		s.count(a.place, r)
-		s.ring(a.place, owner)
 	}
 	if r.err != nil {
 		return broker.Stored{}, s.wrong("append", r.err)

@@ -136,7 +136,7 @@ func TestBooksAreTrue(t *testing.T) {
 			if m == nil {
 				continue
 			}
-			page, err := m.Read(timeout(t), 0, 60, 1<<20)
+			page, err := entries(m.Read(timeout(t), 0, 60, 1<<20))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -166,7 +166,7 @@ func TestBooksAreTrue(t *testing.T) {
 	}
 	audit(t, server, b)
 	for id, m := range boxes {
-		page, err := m.Read(timeout(t), 0, 1000, 1<<20)
+		page, err := entries(m.Read(timeout(t), 0, 1000, 1<<20))
 		if err != nil {
 			t.Fatal(id, err)
 		}
@@ -186,7 +186,7 @@ func TestDeepMailbox(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	m, page, err := b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Limit: n})
+	m, page, err := attached(b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Limit: n}))
 	if err != nil || len(page) != n {
 		t.Fatalf("%d entries, %v", len(page), err)
 	}
@@ -207,7 +207,7 @@ func TestDeepMailbox(t *testing.T) {
 					want = append(want, fmt.Sprint(j))
 				}
 			}
-			got, err := m.Read(timeout(t), page[after].Seq, 20, 1<<20)
+			got, err := entries(m.Read(timeout(t), page[after].Seq, 20, 1<<20))
 			if err != nil || !slices.Equal(bodies(got), want) {
 				t.Errorf("after %d: %v, %v; want %v", after, bodies(got), err, want)
 			}
@@ -261,7 +261,7 @@ func TestI2_NobodyCollects(t *testing.T) {
 			t.Errorf("state %s", s)
 		}
 	}
-	if _, page, err := b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Limit: 1000}); err != nil || len(page) != len(long) {
+	if _, page, err := attached(b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Limit: 1000})); err != nil || len(page) != len(long) {
 		t.Errorf("%d are left of %d, %v", len(page), len(long), err)
 	}
 	audit(t, server, b)
@@ -303,7 +303,7 @@ func TestI6_KeyIsUsedAgain(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	page, err := m.Read(timeout(t), 0, 10, 1000)
+	page, err := entries(m.Read(timeout(t), 0, 10, 1000))
 	if err != nil || len(page) != 2 || page[0].Message.MID != second.MID || page[1].Message.MID != first.MID {
 		t.Fatalf("%d entries, %v", len(page), err)
 	}

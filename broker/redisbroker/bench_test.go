@@ -51,7 +51,7 @@ func BenchmarkStore(b *testing.B) {
 	began = time.Now()
 	for i := range ids {
 		wg.Go(func() {
-			m, page, err := s.Attach(b.Context(), "pay_mq_channel", fmt.Sprintf("merchant-%04d", i), new(owner), broker.AttachOptions{Window: 16})
+			m, page, err := attached(s.Attach(b.Context(), "pay_mq_channel", fmt.Sprintf("merchant-%04d", i), new(owner), broker.AttachOptions{Window: 16}))
 			for err == nil && len(page) > 0 {
 				for _, e := range page {
 					if _, err := m.Settle(b.Context(), []broker.Outcome{{Seq: e.Seq, MID: e.Message.MID, State: broker.StateAcked, Counts: broker.Counts{Attempts: 1}}}); err != nil {
@@ -59,7 +59,7 @@ func BenchmarkStore(b *testing.B) {
 						return
 					}
 				}
-				page, err = m.Read(b.Context(), page[len(page)-1].Seq, 16, 1<<20)
+				page, err = entries(m.Read(b.Context(), page[len(page)-1].Seq, 16, 1<<20))
 			}
 			if err != nil {
 				b.Error(err)
@@ -124,7 +124,7 @@ func BenchmarkRecordBytes(b *testing.B) {
 		for w := range 50 {
 			wg.Go(func() {
 				for i := w; i < ids; i += 50 {
-					m, page, err := s.Attach(b.Context(), channel, fmt.Sprintf("merchant-%04d", i), new(owner), broker.AttachOptions{Window: 1000})
+					m, page, err := attached(s.Attach(b.Context(), channel, fmt.Sprintf("merchant-%04d", i), new(owner), broker.AttachOptions{Window: 1000}))
 					if err != nil {
 						b.Error(err)
 						return

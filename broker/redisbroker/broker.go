@@ -53,6 +53,14 @@ type Options struct {
 	// long an echo may take. Default 5 s.
 	ProbeInterval time.Duration
 
+	// Lease is how long owners go on pushing messages without a word from the server, and how long a node is taken
+	// for alive that is not heard of. Default 15 s.
+	Lease time.Duration
+
+	// CheckInterval is the time in which all attached mailboxes are looked at, for news that a notice should have told;
+	// with more than a thousand for each second it takes longer. What is kept is counted as often. Default 5 s.
+	CheckInterval time.Duration
+
 	// MaxBackoff is the longest wait between two attempts to connect. Default 500 ms: while some
 	// nodes are back and others are not, what the first accept does not reach the others.
 	MaxBackoff time.Duration
@@ -167,7 +175,8 @@ func (o *Options) setDefaults() {
 	for _, d := range []struct {
 		value     *time.Duration
 		otherwise time.Duration
-	}{{&o.Timeout, 2 * time.Second}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond}} {
+	}{{&o.Timeout, 2 * time.Second}, {&o.ProbeInterval, 5 * time.Second}, {&o.MaxBackoff, 500 * time.Millisecond},
+		{&o.Lease, 15 * time.Second}, {&o.CheckInterval, 5 * time.Second}} {
 		if *d.value <= 0 {
 			*d.value = d.otherwise
 		}
@@ -198,12 +207,15 @@ func (b *Broker) close() {
 	s := b.session
 	b.mu.Unlock()
 
-	if b.published(2*b.o.Timeout) && s != nil {
+	published := b.published(2 * b.o.Timeout)
+	b.store.settleNotices(b.o.Timeout / 2)
+	if published && s != nil {
 		// A probe that is published now comes behind everything that was.
 		ctx, cancel := context.WithTimeout(b.ctx, time.Second)
 		s.settle(ctx)
 		cancel()
 	}
+	b.store.depart(b.o.Timeout / 2)
 	b.stop()
 	b.endSession(broker.ErrClosed)
 	b.loops.Wait()
@@ -217,6 +229,16 @@ func (b *Broker) close() {
 		for _, sub := range t.subs {
 			sub.end()
 		}
+	}
+}
+
+// settleNotices waits, for a bounded time, until nodes have been told what they are to be told: what the owner of a
+// mailbox does not hear it finds a few seconds later.
+func (s *store) settleNotices(limit time.Duration) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); !s.notices.idle() && time.Now().Before(deadline); {
+		<-tick.C
 	}
 }
 

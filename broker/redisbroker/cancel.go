@@ -46,7 +46,7 @@ func (s *store) ask(ctx context.Context, channel string, q ask) answer {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if s.tell(channel, &notice{Ask: &q}) == 0 {
+	if heard, err := s.tell(channel, &notice{Ask: &q}); err != nil || heard == 0 {
 		return answer{} // nobody is there
 	}
 	select {
@@ -85,7 +85,7 @@ func (s *store) asked(q ask) {
 			cancel()
 		}
 		a.ID = q.ID
-		s.tell(q.From, &notice{Answer: &a})
+		_, _ = s.tell(q.From, &notice{Answer: &a}) // whoever asked does not wait for long
 	}()
 }
 

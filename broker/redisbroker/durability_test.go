@@ -289,7 +289,7 @@ func TestI1_ServerIsKilled(t *testing.T) {
 	var page []broker.Entry
 	until(t, "the mailbox", func() bool {
 		var err error
-		page, err = m.Read(timeout(t), 0, 1_000_000, 1<<30)
+		page, err = entries(m.Read(timeout(t), 0, 1_000_000, 1<<30))
 		return err == nil
 	})
 	got := make(map[string]int)

@@ -43,16 +43,27 @@ func parseCounts(text string) (c broker.Counts, err error) {
 	return c, nil
 }
 
-// entries reads the rest of an answer as a page.
-func (r *reply) entries() ([]broker.Entry, error) {
-	var page []broker.Entry
+// entryText returns an entry that nothing was tried with yet.
+func entryText(e broker.Entry, stored []byte) []byte {
+	line := fmt.Sprintf("%d %s %d %d %d\n", e.Seq, e.Message.MID, millis(e.Expires), millis(e.Retain), len(e.Message.Body))
+	return append([]byte(line), stored...)
+}
+
+// page reads the rest of an answer as a page behind the sequence after; last is that of the mailbox's last entry, finished
+// or not. If what the page ends with is not that one, there may be more: whoever reads on finds out.
+func (r *reply) page(after, last uint64) (broker.Page, error) {
+	page := broker.Page{Through: max(after, last)}
 	for r.more() {
 		entry := r.text()
 		e, err := parseEntry(entry, r.text())
 		if err != nil {
-			return nil, err
+			return broker.Page{}, err
 		}
-		page = append(page, e)
+		page.Entries = append(page.Entries, e)
 	}
+	if n := len(page.Entries); n > 0 {
+		page.Through = page.Entries[n-1].Seq
+	}
+	page.More = page.Through < last
 	return page, r.err
 }

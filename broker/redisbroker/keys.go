@@ -14,7 +14,9 @@ import (
 //	pp:{t}:q:<box>      list    the mailbox's entries; see entry.go
 //	pp:{t}:m:<box>      hash    f fence, o owner, w its window, l last sequence, n unfinished entries, b their
 //	                            bytes, x holes in the list, u score in due, k 1 if deadlines are not in
-//	                            order, v the last deadline, c<seq> counts
+//	                            order, v the last deadline, y who waits in line for it, c<seq> counts
+//	pp:keep             string  the node that sees to deadlines at the moment
+//	pp:live:<node>      string  expires when the node has not been heard of for a lease
 //	pp:{t}:r:<name>     hash    a record: m MID, p fingerprint, s state, c channel, i ID, f ref, t stored, x expires,
 //	                            q sequence, w waiting nodes; once finished e when, a attempts, n node,
 //	                            g reason, d detail, y reply
@@ -24,6 +26,7 @@ import (
 //	pp:{t}:n:<channel>  hash    pending, bytes, records, dead; e<slot> records that expire at a slot's begin; low the
 //	                            oldest slot that may be there
 //	pp:{t}:o:<channel>  zset    mailbox -> when its first entry was stored
+//	pp:{t}:p:<channel>  hash    ID -> who has the mailbox: owner, since ms, window, address
 //	pp:{t}:d:<channel>  zset    dead letter -> when it died
 //	pp:{t}:b            hash    dead letter -> all of it
 //	pp:{t}:f:<name>     zset    messages that have a ref: place and name of the record, or MID -> when
@@ -78,10 +81,20 @@ type names struct{ prefix string }
 
 func (n names) meta() string { return n.prefix + ":meta" }
 
+func (n names) keeper() string { return n.prefix + ":keep" }
+
+// live is the key that says that an owner's node is alive.
+func (n names) live(owner string) string { return n.prefix + ":live:" + incarnationOf(owner) }
+
+// incarnationOf returns the process of an owner.
+func incarnationOf(owner string) string {
+	incarnation, _, _ := strings.Cut(owner, "#")
+	return incarnation
+}
+
 // node is the channel on which a node is told; owner may have the number of an attach behind it.
 func (n names) node(owner string) string {
-	incarnation, _, _ := strings.Cut(owner, "#")
-	return n.prefix + ":node:" + incarnation
+	return n.prefix + ":node:" + incarnationOf(owner)
 }
 
 func (n names) in(part int, name string) string {
@@ -94,6 +107,14 @@ func (n names) mailbox(p place) []string {
 		n.in(p.part, "m:"+p.box), n.in(p.part, "q:"+p.box), n.in(p.part, "due"), n.in(p.part, "n:"+p.channel),
 		n.in(p.part, "o:"+p.channel), n.in(p.part, "d:"+p.channel), n.in(p.part, "b"), n.in(p.part, "channels"),
 	}
+}
+
+// presence is the key that says who has mailboxes of a channel in a partition.
+func (n names) presence(part int, channel string) string { return n.in(part, "p:"+channel) }
+
+// attachment returns the keys of the scripts by which a mailbox changes hands.
+func (n names) attachment(p place) []string {
+	return append(n.mailbox(p), n.presence(p.part, p.channel))
 }
 
 // record returns where the record of a message is, and where it is once its key was used again. The

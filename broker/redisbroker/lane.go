@@ -26,6 +26,7 @@ type op struct {
 	args   []any
 	size   int          // roughly, in bytes
 	admit  func() error // asked just before it is sent; nil: always
+	then   func()       // called when it was done, in the order of the lane; nil: nothing. It must not block
 	state  atomic.Uint32
 	done   chan struct{} // closed when the rest is set
 
@@ -191,6 +192,9 @@ func (l *lane) commit(ops []*op) {
 	redial := false
 	for _, o := range ops {
 		redial = redial || isDialError(o.err) || demoted(o.err)
+		if o.err == nil && o.then != nil {
+			o.then()
+		}
 		close(o.done)
 	}
 	if redial { // see commit in publish.go
@@ -215,6 +219,7 @@ func (l *lane) admitted(ops []*op) []*op {
 func (l *lane) send(ops []*op) {
 	ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
 	defer cancel()
+	began := l.b.store.lease.clock()
 	pipe := l.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(ops))
 	for i, o := range ops {
@@ -247,7 +252,7 @@ func (l *lane) send(ops []*op) {
 		}
 		o.replicas = of
 	}
-	l.b.store.reached(err)
+	l.b.store.reached(began, err)
 }
 
 func unknownScripts(ops []*op) []*op {

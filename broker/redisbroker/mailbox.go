@@ -34,39 +34,48 @@ var errDetached = fmt.Errorf("%w: it was given up", broker.ErrFenced)
 const maxWindow = 4096
 
 // Attach implements [broker.Store].
-func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, []broker.Entry, error) {
+func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, broker.Page, error) {
 	leave, err := b.enter()
 	if err != nil {
-		return nil, nil, err
+		return nil, broker.Page{}, err
 	}
 	defer leave()
 	s := b.store
 	o.Window = min(max(o.Window, 1), maxWindow)
 	limit, size := cmp.Or(max(o.Limit, 0), o.Window), cmp.Or(max(o.Bytes, 0), 1<<20)
-	m := &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
+	m := s.inLine(placeOf(channel, id), owner)
+	if m == nil {
+		m = &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
+	}
 	s.register(m) // before, so that no ring is missed
-	r, err := s.call(ctx, scriptAttach, s.names.mailbox(m.place), m.name, o.Window, limit, size, s.clock.highest(m.place.part))
+	o.Limit, o.Bytes = limit, size
+	r, err := s.take(ctx, m, o)
 	if err == nil {
-		var page []broker.Entry
+		s.outOfLine(m)
+		var page broker.Page
 		if page, err = m.attached(r); err == nil {
 			return m, page, nil
 		}
 	}
 	s.unregister(m)
+	if errors.Is(err, broker.ErrHeld) || errors.Is(err, broker.ErrLineFull) {
+		return nil, broker.Page{}, err
+	}
+	s.outOfLine(m)
 	if !errors.Is(err, broker.ErrRefused) {
 		// Redis may believe that this owner has it, whom nobody will hear of.
 		s.orphaned(m, nil)
 	}
-	return nil, nil, err
+	return nil, broker.Page{}, err
 }
 
 // attached takes the script's answer.
-func (m *mailbox) attached(r *reply) ([]broker.Entry, error) {
+func (m *mailbox) attached(r *reply) (broker.Page, error) {
 	s := m.s
 	now, fence, last, before := r.number(), uint64(r.number()), uint64(r.number()), r.text()
-	page, err := r.entries()
+	page, err := r.page(0, last)
 	if err != nil {
-		return nil, s.wrong("attach", err)
+		return page, s.wrong("attach", err)
 	}
 	s.clock.set(now)
 	s.clock.note(m.place.part, max(fence, last))
@@ -94,13 +103,10 @@ func (m *mailbox) attached(r *reply) ([]broker.Entry, error) {
 	return page, nil
 }
 
-func (m *mailbox) noteRead(page []broker.Entry) {
-	if len(page) == 0 {
-		return
-	}
+func (m *mailbox) noteRead(page broker.Page) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.read = max(m.read, page[len(page)-1].Seq)
+	m.read = max(m.read, page.Through)
 }
 
 // Fence implements [broker.Mailbox].
@@ -162,25 +168,24 @@ func (m *mailbox) fenced(ctx context.Context) error {
 }
 
 // Read implements [broker.Mailbox].
-func (m *mailbox) Read(ctx context.Context, after uint64, limit, bytes int) ([]broker.Entry, error) {
+func (m *mailbox) Read(ctx context.Context, after uint64, limit, bytes int) (broker.Page, error) {
 	leave, err := m.enter()
 	if err != nil {
-		return nil, err
+		return broker.Page{}, err
 	}
 	defer leave()
 	s := m.s
 	r, err := s.call(ctx, scriptRead, s.names.mailbox(m.place), m.name, after, max(limit, 1), bytes)
 	if err != nil {
-		return nil, err
+		return broker.Page{}, err
 	}
 	s.clock.set(r.number())
 	if !r.more() {
-		return nil, m.fenced(ctx)
+		return broker.Page{}, m.fenced(ctx)
 	}
-	r.number()
-	page, err := r.entries()
+	page, err := r.page(after, uint64(max(r.number(), 0)))
 	if err != nil {
-		return nil, s.wrong("read", err)
+		return page, s.wrong("read", err)
 	}
 	m.noteRead(page)
 	return page, nil
@@ -276,6 +281,38 @@ func (s *store) owned(box, owner string) *mailbox {
 	return nil
 }
 
+// maxOffer is the largest message that is handed over on a node's channel. Larger ones the owner reads.
+const maxOffer = 8 << 10
+
+// offer hands the owner of a mailbox, wherever it is, an entry that was stored for it.
+func (s *store) offer(at place, owner string, prev uint64, e broker.Entry, stored []byte) {
+	switch {
+	case owner == "" || s.muted.Load():
+	case s.ours(owner):
+		if m := s.owned(at.box, owner); m != nil {
+			m.offer(prev, e)
+		}
+	case len(stored) > maxOffer:
+		s.notices.ring(s.names.node(owner), at.box)
+	default:
+		s.notices.offer(s.names.node(owner), offer{Box: at.box, Owner: owner, Prev: prev, Entry: entryText(e, stored)})
+	}
+}
+
+// offer hands the owner an entry. It cannot be lost here, so nobody need look for it.
+func (m *mailbox) offer(prev uint64, e broker.Entry) {
+	m.mu.Lock()
+	over := m.over != nil
+	m.read = max(m.read, e.Seq)
+	m.mu.Unlock()
+	if !over {
+		m.s.guard("Offer", func() { m.owner.Offer(prev, e) })
+	}
+}
+
+// Leased implements [broker.Mailbox].
+func (m *mailbox) Leased() bool { return m.s.lease.holds() }
+
 // ring tells an owner, wherever it is, that its mailbox has news.
 func (s *store) ring(at place, owner string) {
 	switch {
@@ -289,6 +326,9 @@ func (s *store) ring(at place, owner string) {
 
 func (s *store) ringHere(box string) {
 	for _, m := range s.local(box) {
+		s.guard("Ring", m.owner.Ring)
+	}
+	for _, m := range s.waiting(box) {
 		s.guard("Ring", m.owner.Ring)
 	}
 }
@@ -321,9 +361,9 @@ type settledAs struct {
 // settle calls the script, counts what it finished, and tells those who wait.
 func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 	p := s.policy(t.place.channel)
-	keys := s.names.mailbox(t.place)
-	args := make([]any, 0, 7+10*len(t.outcomes))
-	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace)
+	keys := s.names.attachment(t.place)
+	args := make([]any, 0, 8+10*len(t.outcomes))
+	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace, t.place.id)
 	for _, o := range t.outcomes {
 		keys = append(keys, s.names.recordsIn(t.place.part, o.MID)...)
 		args = append(args, o.Seq, o.MID, string(o.State), string(o.Reason), o.Detail, o.Reply,
@@ -341,6 +381,7 @@ func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 	}
 	done := settledAs{verdicts: r.text()}
 	s.count(t.place, r)
+	s.ring(t.place, r.text()) // who waits for the mailbox
 	if r.err != nil || len(done.verdicts) != len(t.outcomes) {
 		return done, s.wrong("settle", cmp.Or(r.err, errors.New("verdicts are missing")))
 	}

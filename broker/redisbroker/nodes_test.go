@@ -37,7 +37,7 @@ func TestNodesRing(t *testing.T) {
 		mustAppend(t, one, "01", fmt.Sprint(i))
 		until(t, "a ring", func() bool { n, _ := o.heard(); return n > i || n > 0 && time.Since(began) > time.Second })
 	}
-	page, err := m.Read(timeout(t), 0, 10, 1000)
+	page, err := entries(m.Read(timeout(t), 0, 10, 1000))
 	if err != nil || len(page) != 3 {
 		t.Errorf("%d entries, %v", len(page), err)
 	}

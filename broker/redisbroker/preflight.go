@@ -228,6 +228,7 @@ func (c condition) proven(r replicas) broker.Durability {
 const storeRights = " +evalsha +script|load +ping +info +config|get +wait +time" +
 	" +del +exists +rename +pttl +pexpireat +persist" +
 	" +hget +hmget +hgetall +hset +hsetnx +hdel +hincrby" +
+	" +hscan +set" +
 	" +lindex +llen +lpop +lrange +lrem +lset +rpush" +
 	" +sadd +smembers +srem" +
 	" +zadd +zcard +zrange +zrangebyscore +zrem +zremrangebyrank +zrevrange +zscore"

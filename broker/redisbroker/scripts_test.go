@@ -17,11 +17,11 @@ import (
 // named in newer.
 var since = map[string]string{
 	"DEL": "1.0", "EXISTS": "1.0", "RENAME": "1.0", "PTTL": "2.6", "PEXPIREAT": "2.6", "PERSIST": "2.2", "TIME": "2.6",
-	"HGET": "2.0", "HMGET": "2.0", "HGETALL": "2.0", "HSET": "4.0", "HSETNX": "2.0", "HDEL": "2.4", "HINCRBY": "2.0",
+	"HGET": "2.0", "HMGET": "2.0", "HGETALL": "2.0", "HSET": "4.0", "HSETNX": "2.0", "HDEL": "2.4", "HINCRBY": "2.0", "HSCAN": "2.8",
 	"LINDEX": "1.0", "LLEN": "1.0", "LPOP": "1.0", "LRANGE": "1.0", "LREM": "1.0", "LSET": "1.0", "RPUSH": "2.4",
 	"SADD": "2.4", "SMEMBERS": "1.0", "SREM": "2.4",
 	"ZADD": "2.4", "ZCARD": "1.2", "ZRANGE": "1.2", "ZRANGEBYSCORE": "1.0.5", "ZREM": "2.4", "ZREMRANGEBYRANK": "2.0",
-	"ZREVRANGE": "1.2", "ZSCORE": "1.2", "INFO": "1.0", "CONFIG": "2.0", "WAIT": "3.0", "ROLE": "2.8.12",
+	"ZREVRANGE": "1.2", "ZSCORE": "1.2", "INFO": "1.0", "CONFIG": "2.0", "WAIT": "3.0", "ROLE": "2.8.12", "SET": "2.6.12",
 }
 
 // newer are options that only releases after 6.2 have.
@@ -131,7 +131,7 @@ func useAll(t *testing.T, b *Broker) {
 	if _, err := b.Resend(timeout(t), ref.MID, 0); err != nil {
 		t.Error(err)
 	}
-	rest, err := m.Read(timeout(t), page[1].Seq, 10, 100)
+	rest, err := entries(m.Read(timeout(t), page[1].Seq, 10, 100))
 	if err != nil || len(rest) != 1 {
 		t.Fatalf("%d entries, %v", len(rest), err)
 	}

@@ -31,7 +31,7 @@ func TestI2_SentinelFailover(t *testing.T) {
 	}
 	s.Failover()
 	until(t, "a message to be accepted", func() bool { return store() == nil })
-	_, page, err := b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Window: 100})
+	_, page, err := attached(b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{Window: 100}))
 	if err != nil || len(page) != accepted {
 		t.Fatalf("%d of %d messages are there: %v", len(page), accepted, err)
 	}

@@ -39,6 +39,16 @@ func (b *Broker) pause(d time.Duration) {
 	}
 }
 
+// wait waits, unless the broker closes.
+func (b *Broker) wait(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-b.ctx.Done():
+	}
+}
+
 // setSession makes s the session, unless the broker closes.
 func (b *Broker) setSession(s *session) bool {
 	b.mu.Lock()

@@ -24,12 +24,15 @@ type store struct {
 	incarnation string
 	notices     *notices
 	answering   chan struct{} // places for those who answer other nodes
-	recheck     chan struct{} // owners may have missed something: look at their mailboxes now
+	lease       *ownerLease
+	recheck     chan struct{} // look at mailboxes now: at all if missed is set, or at the suspects
 
 	// Fixed by begin.
 	appends, rest *lane
 
 	attaches atomic.Uint64 // numbers them
+	beaten   atomic.Bool   // the server has been told that this node is alive
+	missed   atomic.Bool   // owners may have missed something
 	begun    atomic.Bool   // set with Broker.mu held
 
 	// For tests: muted has all notices lost, and rewrite changes scripts, so that their clock can be moved.
@@ -41,6 +44,9 @@ type store struct {
 	complaint string // what was logged of it, if it is not mended
 	down      error  // why the last exchange failed, or nil
 	policies  map[string]broker.Policy
+	suspects  []*mailbox            // that are said to have another owner
+	line      map[string][]*mailbox // of this node, waiting for their turn
+	lives     map[string]life       // of other nodes
 	boxes     map[string][]*mailbox // this node's, by name; more than one while they take over from each other
 	orphans   map[string]orphan     // owners of ours whom Redis may still believe in, by name
 	withdrawn map[string]withdrawal // entries that owners forgot and that are not cancelled yet
@@ -53,8 +59,8 @@ type store struct {
 func newStore(b *Broker) *store {
 	return &store{
 		b: b, names: b.names, clock: newClock(), incarnation: b.o.Node + "/" + broker.NewMID()[:8],
-		notices: newNotices(), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
-		boxes: make(map[string][]*mailbox), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
+		notices: newNotices(), lease: newOwnerLease(b.o.Lease), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
+		boxes: make(map[string][]*mailbox), line: make(map[string][]*mailbox), lives: make(map[string]life), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
 		endings: make(map[broker.Ending]uint64), waits: make(map[string]map[chan struct{}]bool),
 		asks: make(map[string]chan answer), tallies: make(map[string]*tally),
 	}
@@ -70,8 +76,7 @@ func nodeOf(owner string) string {
 
 // ours reports whether an owner is of this process.
 func (s *store) ours(owner string) bool {
-	incarnation, _, _ := strings.Cut(owner, "#")
-	return incarnation == s.incarnation
+	return incarnationOf(owner) == s.incarnation
 }
 
 func (s *store) newOwner() string {
@@ -165,10 +170,13 @@ func (s *store) ended(e broker.Ending) {
 	s.endings[e]++
 }
 
-// reached notes how an exchange with the server ended.
-func (s *store) reached(err error) {
+// reached notes how an exchange with the server ended that began at a moment of the lease's clock.
+func (s *store) reached(began time.Duration, err error) {
 	if err != nil && answered(err) {
 		err = nil
+	}
+	if err == nil && s.lease.renew(began) {
+		s.lookAtAll() // their owners have stopped to write
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,12 +192,19 @@ func (s *store) failure() error {
 	return s.b.explain(s.down)
 }
 
+// Unreached returns for how long the server has not answered the store, or from when the broker was made. While all is
+// well that is up to a second or so.
+func (b *Broker) Unreached() time.Duration { return b.store.lease.silence() }
+
 // closed tells all owners that the store is closed.
 func (s *store) closed() {
 	s.mu.Lock()
 	var all []*mailbox
 	for _, boxes := range s.boxes {
 		all = append(all, boxes...)
+	}
+	for _, line := range s.line {
+		all = append(all, line...)
 	}
 	s.mu.Unlock()
 	for _, m := range all {

@@ -23,9 +23,13 @@ func storeHarness() brokertest.StoreHarness {
 			server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 			k := &knobs{}
 			return brokertest.StoreBackend{
+				Crash: func(s broker.Store) {
+					s.(*Broker).stop() // so that it has no time to depart
+					_ = s.Close()
+				},
 				Stop: server.Kill, Start: server.Restart, Advance: k.advance, Mute: k.mute,
 				Open: func() broker.Store {
-					b, err := New(Options{Address: server.Addr(), MaxBackoff: 100 * time.Millisecond})
+					b, err := New(Options{Address: server.Addr(), MaxBackoff: 100 * time.Millisecond, Lease: 2 * time.Second, CheckInterval: time.Second})
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -26,8 +26,9 @@ type owner struct {
 	inFlight bool
 }
 
-func (o *owner) Ring()          { o.mu.Lock(); defer o.mu.Unlock(); o.rings++ }
-func (o *owner) Lost(err error) { o.mu.Lock(); defer o.mu.Unlock(); o.lost = append(o.lost, err) }
+func (o *owner) Offer(uint64, broker.Entry) { o.Ring() }
+func (o *owner) Ring()                      { o.mu.Lock(); defer o.mu.Unlock(); o.rings++ }
+func (o *owner) Lost(err error)             { o.mu.Lock(); defer o.mu.Unlock(); o.lost = append(o.lost, err) }
 
 func (o *owner) Withdraw(uint64, string) bool {
 	o.mu.Lock()
@@ -80,11 +81,18 @@ func mustAppend(t *testing.T, b *Broker, id, body string) string {
 
 func mustAttach(t *testing.T, b *Broker, id string, o broker.Owner, window int) (broker.Mailbox, []broker.Entry) {
 	t.Helper()
-	m, page, err := b.Attach(timeout(t), "c", id, o, broker.AttachOptions{Window: window})
+	m, page, err := attached(b.Attach(timeout(t), "c", id, o, broker.AttachOptions{Window: window}))
 	if err != nil {
 		t.Fatalf("attaching %s: %v", id, err)
 	}
 	return m, page
+}
+
+// entries and attached make a page its entries.
+func entries(p broker.Page, err error) ([]broker.Entry, error) { return p.Entries, err }
+
+func attached(m broker.Mailbox, p broker.Page, err error) (broker.Mailbox, []broker.Entry, error) {
+	return m, p.Entries, err
 }
 
 func mustSettle(t *testing.T, m broker.Mailbox, state broker.State, entries ...broker.Entry) []broker.Verdict {
@@ -142,7 +150,7 @@ func TestAppendAttachSettle(t *testing.T) {
 	if n := server.CLI("LLEN", b.names.mailbox(placeOf("c", "01"))[1]); n != "3" {
 		t.Errorf("%s entries are left", n)
 	}
-	rest, err := m.Read(timeout(t), page[2].Seq, 10, 1<<20)
+	rest, err := entries(m.Read(timeout(t), page[2].Seq, 10, 1<<20))
 	if err != nil || fmt.Sprint(bodies(rest)) != "[3 4]" {
 		t.Fatalf("read %v, %v", bodies(rest), err)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// keepInterval is how often deadlines are looked for, and owners' mailboxes are looked at.
+	// keepInterval is how often deadlines are looked for.
 	keepInterval = time.Second
 	// lookInterval is how often a server is looked at that is well; one that is not, each keepInterval.
 	lookInterval = 2 * time.Second
@@ -30,7 +30,7 @@ const (
 func (s *store) keepLoop() {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
-	looked, measured := time.Time{}, 0
+	looked, beaten, counted, measured := time.Time{}, time.Time{}, time.Time{}, 0
 	for {
 		ctx, cancel := context.WithTimeout(s.b.ctx, 5*s.b.o.Timeout)
 		c := s.seen()
@@ -40,8 +40,15 @@ func (s *store) keepLoop() {
 				looked = time.Now()
 			}
 		}
-		s.sweep(ctx)
-		measured = s.measureSome(ctx, measured)
+		if time.Since(beaten) >= s.b.o.Lease/4 && s.beat(ctx) == nil {
+			beaten = time.Now()
+		}
+		if s.keeper(ctx) {
+			s.sweep(ctx)
+		}
+		if time.Since(counted) >= s.b.o.CheckInterval {
+			measured, counted = s.measureSome(ctx, measured), time.Now()
+		}
 		cancel()
 		select {
 		case <-s.b.ctx.Done():
@@ -49,6 +56,24 @@ func (s *store) keepLoop() {
 		case <-tick.C:
 		}
 	}
+}
+
+// keeper reports whether it is this node that sees to deadlines this time. Any node can, and one is enough: what that
+// costs does not grow with their number.
+func (s *store) keeper(ctx context.Context) bool {
+	// A little less than the interval, so that the next time is open to all again, whoever has died meanwhile.
+	held, err := s.hold(ctx, s.names.keeper(), keepInterval*9/10, true)
+	return err == nil && held
+}
+
+// hold sets a key for a while, if alone only when nobody else has.
+func (s *store) hold(ctx context.Context, key string, d time.Duration, alone bool) (bool, error) {
+	r, err := s.call(ctx, scriptHold, []string{key}, s.incarnation, wholeMillis(d), alone)
+	if err != nil {
+		return false, err
+	}
+	s.clock.set(r.number())
+	return r.number() == 1, r.err
 }
 
 // preflight looks at the server. If there is no connection yet, making one does so too.

@@ -23,53 +23,118 @@ type orphan struct {
 // costs its messages a counted attempt.
 const maxOrphans = 100_000
 
-// watchBatch is how many mailboxes are looked at in one go.
-const watchBatch = 500
+const (
+	// watchBatch is how many mailboxes are looked at in one go, and watchPause the time between two when all are: a node
+	// that comes back must not keep the server from its work.
+	watchBatch, watchPause = 500, 20 * time.Millisecond
+	// watchPace bounds the mailboxes that are looked at in a second while nothing is wrong.
+	watchPace = 1000
+)
 
-// watchLoop looks at this node's mailboxes once a second, and whenever notices may have been missed.
+// lookAtAll has all mailboxes looked at soon: their owners may have missed something.
+func (s *store) lookAtAll() {
+	s.missed.Store(true)
+	wake(s.recheck)
+}
+
+// suspect has one mailbox looked at.
+func (s *store) suspect(m *mailbox) {
+	s.mu.Lock()
+	s.suspects = append(s.suspects, m)
+	s.mu.Unlock()
+	wake(s.recheck)
+}
+
+// watchLoop looks at this node's mailboxes: at those that somebody says something of, at all whenever notices may have been
+// missed, and slowly at all the time, since a node that was to tell something may have died.
 func (s *store) watchLoop() {
-	tick := time.NewTicker(keepInterval)
+	tick := time.NewTicker(s.tickInterval())
 	defer tick.Stop()
+	var rest []*mailbox
+	count := 0
 	for {
+		slow := false
 		select {
 		case <-s.b.ctx.Done():
 			return
 		case <-s.recheck:
 		case <-tick.C:
+			slow = true
 		}
 		ctx, cancel := context.WithTimeout(s.b.ctx, 5*s.b.o.Timeout)
-		s.watch(ctx)
-		s.retryOrphans(ctx)
-		s.retryWithdrawn(ctx)
+		switch {
+		case s.missed.Swap(false):
+			rest = nil
+			if err := s.look(ctx, s.attached(), true); err != nil {
+				s.missed.Store(true) // and the next tick tries again
+			}
+		case slow:
+			if len(rest) == 0 {
+				rest = s.attached()
+				count = min(watchPace, int(int64(len(rest))*int64(s.tickInterval())/int64(s.b.o.CheckInterval))+1)
+			}
+			some := rest[:min(count, len(rest))]
+			rest = rest[len(some):]
+			_ = s.look(ctx, some, false)
+			s.retryOrphans(ctx)
+			s.retryWithdrawn(ctx)
+		default:
+			s.mu.Lock()
+			some := s.suspects
+			s.suspects = nil
+			s.mu.Unlock()
+			_ = s.look(ctx, some, false) // or it is found out by the slow look
+		}
 		cancel()
 	}
 }
 
-// watch rings owners whose mailboxes have entries that they have not read, and tells those that have
-// been displaced.
-func (s *store) watch(ctx context.Context) {
+// tickInterval is the time between two looks at some mailboxes.
+func (s *store) tickInterval() time.Duration { return min(keepInterval, s.b.o.CheckInterval/2) }
+
+// attached returns the mailboxes that owners of this node have.
+func (s *store) attached() []*mailbox {
 	s.mu.Lock()
-	var all []*mailbox
+	defer s.mu.Unlock()
+	all := make([]*mailbox, 0, len(s.boxes))
 	for _, boxes := range s.boxes {
 		all = append(all, boxes...)
 	}
-	s.mu.Unlock()
-	all = slices.DeleteFunc(all, func(m *mailbox) bool { return m.Fence() == 0 })
-	for some := range slices.Chunk(all, watchBatch) {
+	for _, line := range s.line {
+		all = append(all, line...)
+	}
+	return all
+}
+
+// look rings owners whose mailboxes have entries that they have not read, and tells those that have been displaced. With
+// ring it rings all that are still owners: they may have stopped to write while the server was not heard of.
+func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
+	all = slices.DeleteFunc(slices.Clone(all), func(m *mailbox) bool { return m.Fence() == 0 && s.inLine(m.place, m.owner) != m })
+	for n := 0; len(all) > 0; n++ {
+		if n > 0 {
+			s.b.wait(watchPause)
+		}
+		some := all[:min(watchBatch, len(all))]
+		all = all[len(some):]
 		ops := make([]*op, len(some))
 		for i, m := range some {
 			ops[i] = newOp(nil, nil, "HMGET", s.names.mailbox(m.place)[0], "o", "l", "f")
 		}
 		for i, err := range s.calls(ctx, ops) {
 			if err != nil {
-				return
+				return err
 			}
 			r := replyOf(ops[i].reply)
-			if v, ok := readHold(r); ok {
-				some[i].look(v)
+			switch v, ok := readHold(r); {
+			case !ok:
+			case some[i].Fence() == 0:
+				some[i].lookAtLine(ctx, v)
+			default:
+				some[i].look(v, ring)
 			}
 		}
 	}
+	return nil
 }
 
 // held is what Redis knows of a mailbox: its owner, last sequence and fence.
@@ -93,13 +158,13 @@ func (h held) why(m *mailbox) error {
 }
 
 // look takes what Redis holds of the mailbox.
-func (m *mailbox) look(h held) {
+func (m *mailbox) look(h held, ring bool) {
 	if h.owner != m.name {
 		m.lose(h.why(m))
 		return
 	}
 	m.mu.Lock()
-	news := h.last > m.read && m.over == nil
+	news := (h.last > m.read || ring) && m.over == nil
 	m.read = max(m.read, h.last) // one ring is enough: nothing can lose it
 	m.mu.Unlock()
 	if news {
@@ -125,6 +190,9 @@ func (s *store) retryOrphans(ctx context.Context) {
 	s.mu.Unlock()
 	for _, o := range all {
 		_, err := s.settle(ctx, settling{mode: "detach", place: o.place, owner: o.name, outcomes: o.counts})
+		if err == nil {
+			err = s.leave(ctx, o.place, o.name) // it may have been in line only
+		}
 		if errors.Is(err, broker.ErrUnavailable) {
 			return
 		}

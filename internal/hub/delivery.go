@@ -28,6 +28,9 @@ type Delivery struct {
 	// it is a dead letter. Default 100.
 	CrashLimit int
 
+	// Mode says what happens when a socket registers under an ID that another one has.
+	Mode broker.AttachMode
+
 	// Relaxed lets later messages pass one that waits to be pushed again.
 	Relaxed bool
 }
@@ -79,10 +82,11 @@ type delivery struct {
 	fence     string
 	window    int
 	flights   []*flight          // read from the mailbox and not settled, in order
-	read      uint64             // sequence of the last entry that was read
-	more      bool               // there may be entries behind it
+	read      uint64             // up to which sequence the mailbox is known
+	more      bool               // there may be entries behind that
 	rings     uint64             // counts rings, so that one during a read isn't lost
 	tenure    *tenure            // of box
+	standing  bool               // in line for the mailbox: another socket has it
 	carried   map[string]*flight // what was in flight when the mailbox was attached anew, by MID
 	working   bool
 	closed    bool
@@ -113,8 +117,22 @@ func (d *delivery) attach(window int) *Refusal {
 	ctx, cancel := context.WithTimeout(d.ctx, attachTimeout)
 	defer cancel()
 	tenure := &tenure{delivery: d}
-	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure, broker.AttachOptions{Window: window, Bytes: pageBytes})
-	if err != nil {
+	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure,
+		d.attachOptionsLocked(0))
+	switch {
+	case err == nil:
+	case errors.Is(err, broker.ErrHeld) && d.how.Mode == broker.Standby:
+		d.s.mu.Lock()
+		defer d.s.mu.Unlock()
+		d.standing, d.tenure = true, tenure
+		return nil
+	case errors.Is(err, broker.ErrHeld):
+		return &Refusal{Reason: IDTaken, Code: 409, Temporary: true, Err: err,
+			Text: "another socket is registered under this ID, and keeps it until it ends; close that one, or try again later"}
+	case errors.Is(err, broker.ErrLineFull):
+		return &Refusal{Reason: IDTaken, Code: 409, Temporary: true, Err: err,
+			Text: "as many sockets as can already wait for this ID; close some, or try again later"}
+	default:
 		return &Refusal{Reason: StoreFailed, Code: 503, Temporary: true, Err: err,
 			Text: "the relay's store cannot be reached; connect again in a moment"}
 	}
@@ -124,19 +142,20 @@ func (d *delivery) attach(window int) *Refusal {
 	return nil
 }
 
-func (d *delivery) attachedLocked(t *tenure, box broker.Mailbox, page []broker.Entry) {
+func (d *delivery) attachedLocked(t *tenure, box broker.Mailbox, page broker.Page) {
 	d.tenure, d.box, d.fence = t, box, strconv.FormatUint(box.Fence(), 10)
-	d.read, d.more = 0, true
+	d.read = 0
 	d.takeLocked(page)
+	d.more = d.more || t.rung
 	if t.lost != nil { // it was taken over already
 		d.lostLocked(t.lost)
 	}
 }
 
-// takeLocked takes entries that were read.
-func (d *delivery) takeLocked(page []broker.Entry) {
+// takeLocked takes what was read, or offered.
+func (d *delivery) takeLocked(page broker.Page) {
 	withdrawn := d.tenure.withdrawn
-	for _, e := range page {
+	for _, e := range page.Entries {
 		if e.Seq <= d.read {
 			continue
 		}
@@ -145,6 +164,7 @@ func (d *delivery) takeLocked(page []broker.Entry) {
 			d.flights = append(d.flights, d.flightLocked(e))
 		}
 	}
+	d.read, d.more = max(d.read, page.Through), page.More
 	for seq := range withdrawn {
 		if seq <= d.read {
 			delete(withdrawn, seq)
@@ -176,11 +196,25 @@ func (d *delivery) lostLocked(err error) {
 		d.tenure.lost = err
 	}
 	if errors.Is(err, broker.ErrFenced) {
+		if d.s.state == open {
+			d.s.hub.fights.taken(d.s.e.Channel, d.s.id, time.Since(d.s.started))
+		}
 		g := wire.Goodbye{Code: TakenOver.String()}
 		d.s.goodbyeLocked(TakenOver, g)
 		return
 	}
 	d.wakeLocked()
+}
+
+// ahead is how many messages are held here at most. More than the window, so that the next is there when the peer has
+// acknowledged one, and that a page is worth its while.
+func (d *delivery) ahead() int { return 2 * d.window }
+
+// attachOptionsLocked says how to take the mailbox, with room for so many messages on top.
+func (d *delivery) attachOptionsLocked(more int) broker.AttachOptions {
+	return broker.AttachOptions{
+		Mode: d.how.Mode, Window: d.window, Limit: d.ahead() + more, Bytes: pageBytes, Address: d.s.conn.RemoteAddr().String(),
+	}
 }
 
 // removeLocked takes a flight out. A fresh slice is not needed: only holders of s.mu see it.
@@ -223,15 +257,20 @@ func (d *delivery) close() {
 	d.worker.Wait()
 
 	s.mu.Lock()
-	box, tenure := d.box, d.tenure
+	box, tenure, standing := d.box, d.tenure, d.standing
+	lost := tenure != nil && tenure.lost != nil
 	d.drainLocked(time.Now()) // a peer that took everything and left has got it
 	finals, counts := d.remainsLocked()
 	s.mu.Unlock()
-	if box == nil || tenure.lost != nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
+	if standing {
+		d.leaveLine(ctx, tenure)
+		return
+	}
+	if box == nil || lost {
+		return
+	}
 	// What cannot be settled now is pushed again later: at least once.
 	if len(finals) > 0 {
 		if _, err := box.Settle(ctx, finals); err != nil && !errors.Is(err, broker.ErrUnavailable) {

@@ -52,7 +52,11 @@ func (f *flight) die(reason broker.DeadReason, detail string) {
 
 // begin is asked right before the message is written, and says whether it may be: no write begins after the
 // deadline (I7), nor of a message that was withdrawn or answered while it waited in the queue.
-func (f *flight) begin(now, storeNow time.Time) bool {
+// Without a lease another node may long be pushing it (I4): it waits until there is one.
+func (f *flight) begin(now, storeNow time.Time, leased bool) bool {
+	if f.phase == queued && !leased {
+		f.phase = waiting
+	}
 	if f.phase != queued || f.overdue(storeNow) {
 		return false
 	}

@@ -40,6 +40,11 @@ func (s *Session) register() *Refusal {
 	}
 	s.id = hello.ID
 	if how, ok := s.settings(); ok {
+		if how.Mode == broker.Takeover {
+			if refusal := s.coolDown(); refusal != nil {
+				return refusal
+			}
+		}
 		s.delivery = newDelivery(s, how)
 		if refusal := s.delivery.attach(s.window(hello)); refusal != nil {
 			return refusal
@@ -128,15 +133,10 @@ func (s *Session) enter(hello wire.Request) {
 	if hello.Heartbeat > 0 {
 		s.heartbeat = clampHeartbeat(time.Duration(min(hello.Heartbeat, int(maxHeartbeat/time.Second))) * time.Second)
 	}
+	s.granted, s.name = s.window(hello), broker.NewMID()
 	s.mu.Lock()
 	if s.protocol == JSON {
-		frame := s.frame(wire.AppendWelcome(nil, wire.Welcome{
-			Session:   broker.NewMID(),
-			Fence:     s.fence(),
-			Window:    s.window(hello),
-			Heartbeat: int(s.heartbeat / time.Second),
-			Max:       s.e.MaxMessage,
-		}))
+		frame := s.welcomeLocked()
 		s.queue = append(s.queue, outgoing{frame: frame})
 		s.queued += len(frame)
 		s.waiting++
@@ -159,6 +159,18 @@ func (s *Session) enter(hello wire.Request) {
 		s.delivery.wakeLocked()
 	}
 	s.mu.Unlock()
+}
+
+// welcomeLocked returns the welcome of the session as it is now.
+func (s *Session) welcomeLocked() []byte {
+	return s.frame(wire.AppendWelcome(nil, wire.Welcome{
+		Session:   s.name,
+		Fence:     s.fence(),
+		Window:    s.granted,
+		Heartbeat: int(s.heartbeat / time.Second),
+		Max:       s.e.MaxMessage,
+		Standby:   s.delivery != nil && s.delivery.standing,
+	}))
 }
 
 // fence is what a client is told of its mailbox's fence.

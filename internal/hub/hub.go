@@ -25,6 +25,16 @@ type Hub struct {
 	// be set before the first Serve. Nil tells nobody.
 	OnStoreError func(channel, id string, err error)
 
+	// OnPromote is told of each session that waited for another one to end, and has the destination now. It must
+	// not block. Nil tells nobody.
+	OnPromote func(channel, id string)
+
+	// OnFight is told when sockets take one destination from each other again and again: the next one waits so
+	// long until it may. It must not block. Nil tells nobody.
+	OnFight func(channel, id string, wait time.Duration)
+
+	fights fights
+
 	mu       sync.RWMutex
 	channels map[string]*channel // grows by configured channels only
 }
@@ -36,6 +46,7 @@ type channel struct {
 	timeouts atomic.Uint64
 	nacks    atomic.Uint64
 	badAcks  atomic.Uint64
+	fights   atomic.Uint64
 
 	mu       sync.RWMutex
 	sessions map[string][]*Session // by destination, in order of registration

@@ -19,12 +19,14 @@ const (
 	HeartbeatLost                 // nothing came within heartbeat and grace
 	AckTimeout                    // the peer did not answer a message in time
 	TakenOver                     // another socket registered under the same ID
+	IDTaken                       // another socket is registered under the ID, and keeps it
 	StoreFailed                   // the store could not be reached when the socket registered
 	SlowSocket                    // more waits to be written than the queue may hold
 	WriteFailed                   // a write failed or passed its deadline
 	ListenerRemoved               // a reload removed the listener
 	ChannelRemoved                // a reload removed the channel
 	ConfigPinned                  // the socket kept an old configuration in memory for too long
+	Isolated                      // the store has been out of reach for long: another node may reach it
 	Shutdown                      // the node is leaving
 	Panicked                      // a bug of ours; the stack is in the log
 	reasons                       // the number of reasons
@@ -34,10 +36,10 @@ var reasonTexts = [reasons]string{
 	HelloTimeout: "hello_timeout", BadHello: "bad_hello", BadID: "bad_id", Unauthorized: "unauthorized",
 	TooManySockets: "too_many_sockets", NotServed: "not_served", ClientClosed: "client_closed",
 	ClientGoodbye: "client_goodbye", BadFrame: "bad_frame", FrameTooLarge: "frame_too_large",
-	AckTimeout: "ack_timeout", TakenOver: "taken_over", StoreFailed: "store_failed",
+	AckTimeout: "ack_timeout", TakenOver: "taken_over", IDTaken: "id_taken", StoreFailed: "store_failed",
 	HeartbeatLost: "heartbeat_lost", SlowSocket: "slow_socket", WriteFailed: "write_failed",
 	ListenerRemoved: "listener_removed", ChannelRemoved: "channel_removed", ConfigPinned: "config_pinned",
-	Shutdown: "shutdown", Panicked: "panic",
+	Isolated: "isolated", Shutdown: "shutdown", Panicked: "panic",
 }
 
 // String returns the reason as logs, metrics and goodbyes spell it.

@@ -23,6 +23,8 @@ type Session struct {
 	id        string
 	protocol  Protocol
 	heartbeat time.Duration
+	name      string    // for the peer's log
+	granted   int       // the window
 	delivery  *delivery // nil on an at_most_once channel
 
 	// Owned by the read loop.

@@ -15,6 +15,7 @@ type ChannelStats struct {
 	Timeouts uint64                // messages that a live peer did not answer in time
 	Nacks    uint64                // messages that a client asked to have again, or gave up
 	BadAcks  uint64                // answers to messages that were not in flight on the socket
+	Fights   uint64                // registrations that had to wait: sockets take an ID from each other
 }
 
 // Stats returns the counts. The named channels are there even if no socket ever
@@ -36,7 +37,7 @@ func (h *Hub) Stats(names ...string) Stats {
 	for name, c := range h.channels {
 		cs := ChannelStats{
 			Pushed: c.pushed.Load(), Dropped: make(map[DropReason]uint64, dropReasons),
-			Timeouts: c.timeouts.Load(), Nacks: c.nacks.Load(), BadAcks: c.badAcks.Load(),
+			Timeouts: c.timeouts.Load(), Nacks: c.nacks.Load(), BadAcks: c.badAcks.Load(), Fights: c.fights.Load(),
 		}
 		for r := range dropReasons {
 			cs.Dropped[r] = c.dropped[r].Load()

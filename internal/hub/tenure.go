@@ -16,24 +16,48 @@ type tenure struct {
 
 	// Guarded by the session's mu.
 	lost      error // why the mailbox is no longer ours
+	rung      bool  // before the session delivered from it
 	withdrawn map[uint64]struct{}
 }
 
 // currentLocked reports whether the session delivers from this tenure's mailbox.
 func (t *tenure) currentLocked() bool { return t.delivery.tenure == t }
 
-// Ring implements [broker.Owner]. A ring before the attachment is done needs no note: the session reads on then anyway.
+// Ring implements [broker.Owner].
 func (t *tenure) Ring() {
+	t.delivery.s.mu.Lock()
+	defer t.delivery.s.mu.Unlock()
+	t.ringLocked()
+}
+
+func (t *tenure) ringLocked() {
 	d := t.delivery
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
 	if !t.currentLocked() {
+		t.rung = true
 		return
 	}
 	d.more = true
 	d.rings++
 	d.retry = time.Time{} // whoever rings has just reached the store
 	d.wakeLocked()
+}
+
+// Offer implements [broker.Owner]: an entry that comes right behind what was read saves reading it. One that comes sooner,
+// because that before it was lost or is late, is read with it (I3).
+func (t *tenure) Offer(prev uint64, e broker.Entry) {
+	d := t.delivery
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	switch {
+	case !t.currentLocked():
+		t.rung = true
+	case e.Seq <= d.read: // it was read, or offered twice
+	case prev > d.read || d.undecidedLocked() >= d.ahead():
+		t.ringLocked()
+	default:
+		d.takeLocked(broker.Page{Entries: []broker.Entry{e}, Through: e.Seq, More: d.more})
+		d.wakeLocked()
+	}
 }
 
 // Lost implements [broker.Owner].

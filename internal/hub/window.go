@@ -79,6 +79,9 @@ func (d *delivery) timeOutLocked(f *flight, storeNow time.Time, counts bool) {
 
 // pushLocked queues what can be pushed, in order, and returns how long it takes until more can.
 func (d *delivery) pushLocked() time.Duration {
+	if !d.box.Leased() { // it rings when it is again (I4)
+		return forever
+	}
 	storeNow := d.how.Store.Now()
 	if wait := d.restartLocked(storeNow); wait > 0 {
 		return wait

@@ -16,7 +16,9 @@ type task struct {
 	after  uint64
 	rings  uint64
 	attach broker.Store
-	again  bool // it is the same store, and has forgotten us
+	again  bool         // it is the same store, and has forgotten us
+	stand  *tenure      // the session is in line, as this owner
+	leave  broker.Store // where it was in line before
 	box    broker.Mailbox
 }
 
@@ -39,6 +41,8 @@ func (d *delivery) work() {
 			return
 		}
 		switch {
+		case t.stand != nil:
+			d.promote(t)
 		case t.attach != nil && t.again:
 			d.restore(t)
 		case t.attach != nil:
@@ -58,6 +62,9 @@ func (d *delivery) planLocked() (task, bool) {
 		return task{}, false
 	}
 	now := time.Now()
+	if d.standing {
+		return d.planStandingLocked(now)
+	}
 	if how, ok := d.s.settings(); ok {
 		store := d.how.Store
 		d.how = how.withDefaults()
@@ -92,16 +99,16 @@ func (d *delivery) planLocked() (task, bool) {
 	if t.settle, t.of = d.outcomesLocked(); len(t.settle) > 0 {
 		return t, true
 	}
-	if room := d.window - d.inFlightLocked(); room > 0 && d.more && d.s.state == open {
-		t.read, t.after, t.rings = room, d.read, d.rings
+	if held := d.undecidedLocked(); held < d.window && d.more && d.s.state == open {
+		t.read, t.after, t.rings = d.ahead()-held, d.read, d.rings
 		return t, true
 	}
 	d.sleepLocked(wait)
 	return task{}, false
 }
 
-// inFlightLocked counts the messages of which the client has something to say yet.
-func (d *delivery) inFlightLocked() int {
+// undecidedLocked counts the messages of which the client has something to say yet.
+func (d *delivery) undecidedLocked() int {
 	n := 0
 	for _, f := range d.flights {
 		if f.phase < decided {
@@ -183,10 +190,8 @@ func (d *delivery) readPage(t task) {
 		return
 	}
 	d.backoff, d.retry = 0, time.Time{}
-	if len(page) == 0 && d.rings == t.rings {
-		d.more = false
-	}
 	d.takeLocked(page)
+	d.more = d.more || d.rings != t.rings
 }
 
 // move takes the destination's mailbox at another store. A reload that brings one is refused while the old
@@ -242,13 +247,17 @@ func (d *delivery) restore(t task) {
 // attachAnew attaches at t.attach. before is called with s.mu held, when that is done.
 func (d *delivery) attachAnew(ctx context.Context, t task, before func()) bool {
 	d.s.mu.Lock()
-	o := broker.AttachOptions{Window: d.window, Limit: d.window + len(d.flights), Bytes: pageBytes}
+	o := d.attachOptionsLocked(len(d.flights))
 	d.s.mu.Unlock()
 	tenure := &tenure{delivery: d}
 	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, tenure, o)
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
-	if err != nil {
+	switch {
+	case errors.Is(err, broker.ErrHeld) || errors.Is(err, broker.ErrLineFull): // another socket was there first
+		d.displacedLocked(t.attach, tenure, err)
+		return false
+	case err != nil:
 		d.failedLocked()
 		d.s.hub.storeFailed(d.s, err)
 		return false

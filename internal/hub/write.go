@@ -145,6 +145,7 @@ func (s *Session) write(frames []outgoing, joined []byte) (int, []byte, error) {
 func (s *Session) joinLocked(frames []outgoing, joined []byte, now time.Time) (n int, out, buffer []byte, until time.Time) {
 	until = now.Add(s.e.WriteTimeout)
 	var storeNow time.Time
+	leased := false
 	buffer = joined[:0]
 	for _, o := range frames {
 		if len(out) > 0 && len(out)+len(o.frame) > maxJoined {
@@ -153,9 +154,9 @@ func (s *Session) joinLocked(frames []outgoing, joined []byte, now time.Time) (n
 		n++
 		if f := o.flight; f != nil {
 			if storeNow.IsZero() {
-				storeNow = s.delivery.how.Store.Now()
+				storeNow, leased = s.delivery.how.Store.Now(), s.delivery.box.Leased()
 			}
-			if !f.begin(now, storeNow) {
+			if !f.begin(now, storeNow, leased) {
 				continue
 			}
 			if left := f.due().Sub(storeNow); left < s.e.WriteTimeout && now.Add(left).Before(until) {

@@ -7,12 +7,15 @@ import "strconv"
 // Welcome says that a client is registered:
 //
 //	{"op":"welcome","v":1,"session":"…","fence":"…","window":16,"heartbeat":30,"max":1048576}
+//
+// With "standby":true it waits for another socket to end; it is welcomed again, without, when its turn has come.
 type Welcome struct {
 	Session   string // names the session in logs
 	Fence     string // opaque; left out when empty
 	Window    int    // messages that may be pushed before one is acknowledged
 	Heartbeat int    // seconds of silence after which the server pings
 	Max       int    // largest frame that the server pushes, in bytes
+	Standby   bool   // another socket has the destination
 }
 
 // AppendWelcome appends the text of w.
@@ -26,6 +29,9 @@ func AppendWelcome(dst []byte, w Welcome) []byte {
 	dst = appendInt(dst, `,"window":`, int64(w.Window))
 	dst = appendInt(dst, `,"heartbeat":`, int64(w.Heartbeat))
 	dst = appendInt(dst, `,"max":`, int64(w.Max))
+	if w.Standby {
+		dst = append(dst, `,"standby":true`...)
+	}
 	return append(dst, '}')
 }
 

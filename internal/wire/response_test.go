@@ -10,6 +10,8 @@ func TestResponses(t *testing.T) {
 		// The examples of the protocol.
 		`{"op":"welcome","v":1,"session":"S","fence":"7","window":16,"heartbeat":30,"max":1048576}`: AppendWelcome(nil,
 			Welcome{Session: "S", Fence: "7", Window: 16, Heartbeat: 30, Max: 1048576}),
+		`{"op":"welcome","v":1,"session":"S","window":2,"heartbeat":5,"max":65535,"standby":true}`: AppendWelcome(nil,
+			Welcome{Session: "S", Window: 2, Heartbeat: 5, Max: 65535, Standby: true}),
 		`{"op":"welcome","v":1,"session":"S","window":1,"heartbeat":5,"max":65535}`: AppendWelcome(nil,
 			Welcome{Session: "S", Window: 1, Heartbeat: 5, Max: 65535}),
 		`{"op":"ping"}`: AppendPing(nil),

@@ -5,9 +5,9 @@
 --       8 the message as stored, 9 highest sequence the caller knows of, 10 entries and 11 bytes the mailbox may hold,
 --       12 entries, 13 bytes, 14 records and 15 dead letters this partition of the channel may hold, 16 channel, 17 ID,
 --       18 ref, 19 node that waits or empty, 20 dedupe ms, 21 MID of the record at 10 or empty
--- returns {what, now us, MID, state, sequence, owner, pending, bytes, records, dead}; what is ok, same (this MID is
---       stored), duplicate, conflict, mailbox, channel, records, dead, expired, or again: the key may be used again;
---       call once more with 10 and 21
+-- returns {what, now us, MID, state, sequence, owner, pending, bytes, records, dead, sequence of the entry before or 0,
+--       expires, retain}; what is ok, same (this MID is stored), duplicate, conflict, mailbox, channel, records, dead,
+--       expired, or again: the key may be used again; call once more with 10 and 21
 --
 -- All checks come before the first write, which is one that Redis refuses at maxmemory: then nothing is done. The record
 -- comes last: it is what makes the key used.
@@ -70,4 +70,4 @@ add('f', ARGV[18])
 if expires > 0 then add('x', fmt(expires)) end
 if ARGV[19] ~= '' then add('w', ARGV[19] .. '\n') end
 redis.call('HSET', KEYS[9], unpack(rec))
-return {'ok', now, ARGV[1], 'stored', seq, m[4] or '', pending, all, records, dead}
+return {'ok', now, ARGV[1], 'stored', seq, m[4] or '', pending, all, records, dead, tonumber(m[1] or 0), expires, retain}

@@ -1,17 +1,17 @@
 -- Finishes entries of a mailbox, or notes their counts. All of it is one step.
 --
--- KEYS  1-8 of the mailbox, then two for each outcome: its record, and where that is if the key was used again
--- ARGV  1 mode, 2 owner, 3 mailbox, 4 receipts ms, 5 dedupe ms, 6 node, 7 grace ms; then ten for each outcome:
+-- KEYS  1-8 of the mailbox, 9 presence, then two for each outcome: its record, and where that is if the key was used again
+-- ARGV  1 mode, 2 owner, 3 mailbox, 4 receipts ms, 5 dedupe ms, 6 node, 7 grace ms, 8 ID; then ten for each outcome:
 --       sequence, MID, state, reason, detail, reply, attempts, failures, deaths, not before ms
 --       modes: own; detach, which gives the mailbox up; cancel, which finishes what was never pushed, in the name of the
 --       owner, or, if that is empty, if there is none; sweep, which finishes what is due, an entry of a mailbox that has
 --       an owner only when the grace is over
--- returns {ok, now us, verdicts, pending, bytes, records, dead, number of an outcome, nodes that wait for it, ref if it is
---       dead, ...}, a digit for each verdict: 0 settled, 1 gone, 2 too late or not yet; or {fenced, now us, owner or empty}
+-- returns {ok, now us, verdicts, pending, bytes, records, dead, who is first in line for the mailbox that is given up or empty,
+--       number of an outcome, nodes that wait for it, ref if it is dead, ...}, a digit for each verdict: 0 settled, 1 gone, 2 too late or not yet; or {fenced, now us, owner or empty}
 local now = clock()
 local ms = math.floor(now / 1000)
 local mode, owner = ARGV[1], ARGV[2]
-local m = redis.call('HMGET', KEYS[1], 'o', 'n', 'b', 'x')
+local m = redis.call('HMGET', KEYS[1], 'o', 'n', 'b', 'x', 'y')
 if mode ~= 'sweep' and (m[1] or '') ~= owner then return {'fenced', now, m[1] or ''} end
 always(KEYS[1])
 local count, bytes, holes = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
@@ -48,14 +48,14 @@ local function take(i)
 end
 
 local function record(k, mid)
-  for _, key in ipairs({KEYS[7 + 2 * k], KEYS[8 + 2 * k]}) do
+  for _, key in ipairs({KEYS[8 + 2 * k], KEYS[9 + 2 * k]}) do
     local r = redis.call('HMGET', key, 'm', 't', 'w', 'f')
     if r[1] == mid then return key, r[2], r[3], r[4] end
   end
 end
 
 local function settle(k)
-  local a = 7 + (k - 1) * 10
+  local a = 8 + (k - 1) * 10
   local seq, mid, state = tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3]
   local i, entry, expires, retain, size = locate(seq, mid)
   if not i then return '1' end
@@ -103,17 +103,20 @@ local function settle(k)
 end
 
 local verdicts = {}
-for k = 1, (#ARGV - 7) / 10 do verdicts[k] = settle(k) end
+for k = 1, (#ARGV - 8) / 10 do verdicts[k] = settle(k) end
 
 count, bytes = count - finished, bytes - freed
-if mode == 'detach' then redis.call('HDEL', KEYS[1], 'o', 'w') end
+if mode == 'detach' then
+  redis.call('HDEL', KEYS[1], 'o', 'w')
+  redis.call('HDEL', KEYS[9], ARGV[8])
+end
 if count <= 0 then
   redis.call('DEL', KEYS[2])
   if finished > 0 then
     redis.call('ZREM', KEYS[3], ARGV[3])
     redis.call('ZREM', KEYS[5], ARGV[3])
   end
-  if m[1] and mode ~= 'detach' then
+  if m[1] and mode ~= 'detach' or m[5] then
     if finished > 0 then
       redis.call('HDEL', KEYS[1], 'x', 'u', 'k', 'v')
       redis.call('HSET', KEYS[1], 'n', '0', 'b', '0')
@@ -140,6 +143,7 @@ if finished > 0 then
   redis.call('HSET', KEYS[4], 'pending', fmt(n[1]), 'bytes', fmt(n[2]), 'dead', fmt(n[4]))
   for slot, some in pairs(slots) do redis.call('HINCRBY', KEYS[4], 'e' .. fmt(slot), some) end
 end
-local out = {'ok', now, table.concat(verdicts), n[1], n[2], n[3], n[4]}
+local next = mode == 'detach' and m[5] and string.match(m[5], '^[^\n]+') or ''
+local out = {'ok', now, table.concat(verdicts), n[1], n[2], n[3], n[4], next}
 for i = 1, #wait do out[#out + 1] = wait[i] end
 return out

@@ -1,0 +1,143 @@
+package redisbroker
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/caddyrelay/relay/broker"
+	"github.com/caddyrelay/relay/internal/redistest"
+)
+
+// calls returns how often the server was asked for a command since the last reset.
+func calls(t *testing.T, server *redistest.Server, command string) int {
+	t.Helper()
+	m := regexp.MustCompile(`cmdstat_` + command + `:calls=(\d+)`).FindStringSubmatch(server.CLI("INFO", "commandstats"))
+	if m == nil {
+		return 0
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A message costs one notice if its owner is on another node, and none if it is here or nowhere; whoever is handed a message
+// does not read it.
+func TestRouting(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	quiet := Options{Address: server.Addr(), ProbeInterval: time.Hour, CheckInterval: time.Hour}
+	one, two := openStore(t, quiet, broker.Policy{}), openStore(t, quiet, broker.Policy{})
+	here, there := new(owner), new(owner)
+	mustAttach(t, one, "here", here, 16)
+	mustAttach(t, two, "there", there, 16)
+	mustAppend(t, one, "nobody", "first")
+	until(t, "the node channels to be proven", func() bool {
+		return calls(t, server, "publish") >= 2 && calls(t, server, "subscribe") >= 4
+	})
+	for _, c := range []struct {
+		id      string
+		owner   *owner
+		notices int
+	}{{"nobody", nil, 0}, {"here", here, 0}, {"there", there, 10}} {
+		server.CLI("CONFIG", "RESETSTAT")
+		for i := range 10 {
+			mustAppend(t, one, c.id, fmt.Sprint(i))
+			if c.owner != nil {
+				until(t, "the message to be handed over", func() bool { n, _ := c.owner.heard(); return n == i+1 })
+			}
+		}
+		if n := calls(t, server, "publish"); n != c.notices {
+			t.Errorf("%s: %d notices for 10 messages, want %d", c.id, n, c.notices)
+		}
+	}
+}
+
+// I4: a node that hears nothing of the server stops writing when its lease is over, and goes on when it does.
+func TestI4_Lease(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	b := openStore(t, Options{Address: server.Addr(), Lease: 1500 * time.Millisecond, Timeout: 300 * time.Millisecond}, broker.Policy{})
+	o := new(owner)
+	m, _ := mustAttach(t, b, "01", o, 1)
+	if !m.Leased() {
+		t.Fatal("no lease")
+	}
+	server.Pause()
+	until(t, "the lease to end", func() bool { return !m.Leased() })
+	before, _ := o.heard()
+	server.Resume()
+	until(t, "the lease to hold again", m.Leased)
+	until(t, "the owner to be rung", func() bool { n, _ := o.heard(); return n > before })
+	if _, lost := o.heard(); len(lost) > 0 {
+		t.Errorf("lost: %v", lost)
+	}
+}
+
+// I4: the lease counts from before the question, not from when the answer was read: a process can be stopped in between.
+func TestI4_LeaseCountsFromTheQuestion(t *testing.T) {
+	l := newOwnerLease(time.Hour)
+	if l.holds() {
+		t.Error("it holds before the server was heard of")
+	}
+	if l.renew(-2 * time.Hour); l.holds() {
+		t.Error("it holds for an answer to a question of two hours ago")
+	}
+	if l.renew(l.clock()); !l.holds() {
+		t.Error("it does not hold")
+	}
+	if l.renew(-30 * time.Minute); !l.holds() {
+		t.Error("a late answer to an older question took it away")
+	}
+}
+
+// What cannot be told is told again, in short: nothing but the time is lost, and no memory.
+func TestNoticesAgain(t *testing.T) {
+	n := newNotices()
+	for i := range 3 {
+		n.offer("x", offer{Box: "b", Owner: "o", Prev: uint64(i), Entry: make([]byte, noticeBytes/2)})
+	}
+	n.ring("x", "a")
+	n.lost("x", "c", "o")
+	n.done("x", "m")
+	all := n.take()["x"].pack()
+	var prevs []uint64
+	for _, v := range all {
+		size := 0
+		for _, o := range v.Offers {
+			prevs = append(prevs, o.Prev)
+			size += len(o.Entry)
+		}
+		if size > noticeBytes {
+			t.Errorf("a notice of %d bytes", size)
+		}
+	}
+	if !slices.Equal(prevs, []uint64{0, 1, 2}) {
+		t.Errorf("offers in the order %v", prevs)
+	}
+	if n.idle() {
+		t.Error("idle while it is being told")
+	}
+	for _, v := range all {
+		n.again("x", v)
+	}
+	n.told()
+	p := n.take()["x"]
+	if text, _ := json.Marshal(p.pack()[0]); len(p.offers) > 0 || len(p.rings) != 2 || len(p.lost) != 1 || len(p.done) != 1 || p.missed {
+		t.Errorf("to be told again: %s", text)
+	}
+	n.told()
+	for i := range maxNotices + 10 {
+		n.done("x", fmt.Sprint(i))
+	}
+	if p := n.take()["x"]; len(p.done) != maxNotices || !p.missed || !p.pack()[0].Missed {
+		t.Errorf("%d are kept, missed %v", len(p.done), p.missed)
+	}
+	if n.told(); !n.idle() {
+		t.Error("not idle")
+	}
+}

@@ -1,0 +1,181 @@
+package hub
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyrelay/relay/broker"
+	"github.com/caddyrelay/relay/broker/brokertest"
+)
+
+// hello connects a client that speaks JSON, and returns it with what it was told first.
+func (o *office) hello(id string) (*peer, map[string]any) {
+	o.t.Helper()
+	p := dial(o.t, o.hub, o.e)
+	p.send(fmt.Sprintf(`{"op":"hello","v":1,"id":%q,"heartbeat":240}`+"\n", id))
+	return p, p.object()
+}
+
+// I4: with reject, the first socket stays, and a later one is told what to do.
+func TestI4_Reject(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.how.Mode = broker.Reject
+		first := o.json("01", 4)
+		second, v := o.hello("01")
+		if v["op"] != "error" || v["code"] != 409.0 || v["temporary"] != true {
+			t.Errorf("the second was told %v", v)
+		}
+		if end := second.over(); end.Reason != IDTaken {
+			t.Errorf("end: %+v", end)
+		}
+		o.publish("01", "a")
+		first.ack(mid(first.expect("a")))
+		first.over()
+		o.json("01", 4).over()
+	})
+}
+
+// The oldest standby is promoted when the active socket ends, and gets what was not acknowledged.
+func TestStandbyIsPromoted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.how.Mode = broker.Standby
+		promoted := 0
+		o.hub.OnPromote = func(string, string) { promoted++ }
+		first := o.json("01", 4)
+		second, v := o.hello("01")
+		if v["op"] != "welcome" || v["standby"] != true || v["fence"] != nil {
+			t.Fatalf("the second was told %v", v)
+		}
+		third, _ := o.hello("01")
+		a := o.publish("01", "a")
+		first.expect("a")
+		second.quiet(5 * time.Second)
+		first.over()
+		if v := second.object(); v["op"] != "welcome" || v["standby"] != nil || v["fence"] == nil {
+			t.Errorf("the second was told %v", v)
+		}
+		if v := second.expect("a"); attempt(v) != 2 {
+			t.Errorf("%v", v)
+		}
+		second.ack(a)
+		o.record(a, broker.StateAcked)
+		third.quiet(5 * time.Second)
+		second.over()
+		third.object()
+		b := o.publish("01", "b")
+		third.ack(mid(third.expect("b")))
+		o.record(b, broker.StateAcked)
+		third.over()
+		if promoted != 2 {
+			t.Errorf("%d promotions were told", promoted)
+		}
+	})
+}
+
+// A standby that leaves keeps nobody waiting.
+func TestStandbyLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.how.Mode = broker.Standby
+		first := o.json("01", 4)
+		second, _ := o.hello("01")
+		third, _ := o.hello("01")
+		second.over()
+		first.over()
+		if v := third.object(); v["op"] != "welcome" || v["standby"] != nil {
+			t.Errorf("the third was told %v", v)
+		}
+		third.over()
+	})
+}
+
+// I8: a reload that brings another store takes the line along.
+func TestI8_StandbyAtAnotherStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.how.Mode = broker.Standby
+		first := o.json("01", 4)
+		second, _ := o.hello("01")
+		var next broker.Store = brokertest.NewMemory(brokertest.MemoryOptions{})
+		defer next.Close()
+		o.moved.Store(&next)
+		o.hub.Reattach()
+		synctest.Wait()
+		_ = o.store.Close()
+		synctest.Wait()
+		elsewhere := &office{t: t, store: next}
+		elsewhere.publish("01", "a")
+		// Which of the two came first at the new store is not said; the other one is in line there.
+		active, waiting := first, second
+		if sessions := o.hub.channel(channelName).sessions["01"]; sessions[0].Standing() {
+			active, waiting = second, first
+			active.object()
+		} else if !sessions[1].Standing() {
+			t.Fatal("both have the destination")
+		}
+		active.ack(mid(active.expect("a")))
+		active.over()
+		waiting.object()
+		elsewhere.publish("01", "b")
+		waiting.expect("b")
+		waiting.over()
+	})
+}
+
+// Two clients that take an ID from each other are slowed down and reported; others are not.
+func TestFightIsSlowedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		var waits []time.Duration
+		o.hub.OnFight = func(_, _ string, wait time.Duration) { waits = append(waits, wait) }
+		o.json("02", 4)
+		began := time.Now()
+		for range 12 {
+			o.json("01", 4)
+		}
+		if took := time.Since(began); took < 15*time.Second {
+			t.Errorf("12 take-overs took %s", took)
+		}
+		if len(waits) < 6 || waits[len(waits)-1] != fightMax {
+			t.Errorf("reported: %v", waits)
+		}
+		began = time.Now()
+		o.json("02", 4)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("another ID waited for %s", took)
+		}
+		time.Sleep(2 * fightMemory) //nolint:forbidigo // the bubble's clock
+		began = time.Now()
+		o.json("01", 4)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("long after the fight it took %s", took)
+		}
+		if n := o.hub.Stats(channelName).Channels[channelName].Fights; n != uint64(len(waits)) {
+			t.Errorf("%d are counted, %d reported", n, len(waits))
+		}
+	})
+}
+
+// Whoever gives up while it waits takes nothing over.
+func TestFightIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		var last *peer
+		for range 10 {
+			last = o.json("01", 4)
+		}
+		p := dial(t, o.hub, o.e)
+		p.send(`{"op":"hello","v":1,"id":"01"}` + "\n")
+		synctest.Wait()
+		p.conn.Close()
+		if end := p.over(); end.Registered {
+			t.Errorf("end: %+v", end)
+		}
+		o.publish("01", "a")
+		last.expect("a")
+	})
+}
