@@ -10,6 +10,7 @@ if ARGV[2] == '0' then
   redis.call('DEL', KEYS[1])
   return {now, 0}
 end
+always(KEYS[1])
 redis.call('HSET', KEYS[1], 'o', ARGV[1])
 redis.call('PEXPIREAT', KEYS[1], fmt(math.floor(now / 1000) + tonumber(ARGV[2])))
 return {now, 1}
