@@ -91,7 +91,7 @@ func (s classicSink) Deliver(_ string, p *broker.Publication) {
 	if p.Stored() || i.finished {
 		return
 	}
-	if i.heard.full(h.size) {
+	for i.heard.full(h.size) {
 		if i.charge {
 			i.skip(unfitLate, errTooFast)
 			return

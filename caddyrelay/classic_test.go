@@ -242,8 +242,10 @@ func TestClassicOut(t *testing.T) {
 			t.Errorf("got %s, want %s", text, want)
 		}
 	}
+	server.CLI("ACL", "SETUSER", "default", "-publish")
+	post("text/plain", "while nothing can be published", "")
 	counts := &c.counts.channel("pay").classic
-	if counts.mirrored.Load() != 2 || counts.unmirrored.Load() != 1 || len(c.stored("01")) != 3 {
+	if counts.mirrored.Load() != 2 || counts.unmirrored.Load() != 2 || len(c.stored("01")) != 4 {
 		t.Errorf("mirrored %d, not %d; stored %q", counts.mirrored.Load(), counts.unmirrored.Load(), c.stored("01"))
 	}
 }
