@@ -122,3 +122,42 @@ func TestI10_HeardIsBounded(t *testing.T) {
 		t.Error("the bytes are not bounded")
 	}
 }
+
+// I10: more than can be stored is refused and counted, not kept.
+func TestI10_ClassicTooFast(t *testing.T) {
+	server := classicRedis(t)
+	c := newClassicNode(t, server, &Channel{Classic: classicIn, MaxPending: 2 * maxHeard})
+	c.awaitProven()
+	c.awaitCharge()
+	c.storing.Lock() // as while a reload looks at what is stored
+	sink := classicSink{c.i}
+	for i := range maxHeard + 7 {
+		sink.Deliver("pay", broker.FromPayload(fmt.Appendf(nil, `{"id":"%d","msg":"x"}`, i)))
+	}
+	counts := &c.counts.channel("pay").classic
+	if n := counts.skipped[unfitLate].Load(); n != 7 {
+		t.Errorf("%d were too many", n)
+	}
+	c.storing.Unlock()
+	eventually(t, "the rest to be stored", func() bool { return counts.taken.Load() == maxHeard })
+	c.i.mu.Lock()
+	defer c.i.mu.Unlock()
+	if len(c.i.heard.all) != 0 || c.i.heard.bytes != 0 {
+		t.Errorf("%d are kept, %d bytes", len(c.i.heard.all), c.i.heard.bytes)
+	}
+}
+
+// A node that is not in charge keeps the newest.
+func TestClassicRing(t *testing.T) {
+	server := classicRedis(t)
+	c := newClassicNode(t, server, &Channel{Classic: classicIn})
+	sink := classicSink{c.i}
+	for i := range maxHeard + 7 {
+		sink.Deliver("pay", broker.FromPayload(fmt.Appendf(nil, `{"id":"%d","msg":"x"}`, i)))
+	}
+	c.i.mu.Lock()
+	defer c.i.mu.Unlock()
+	if n := len(c.i.heard.all); n != maxHeard || c.i.heard.all[0].message.ID != "7" {
+		t.Errorf("%d kept, from %s", n, c.i.heard.all[0].message.ID)
+	}
+}

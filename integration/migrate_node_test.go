@@ -4,7 +4,10 @@ package integration
 
 import (
 	"fmt"
+	"os/exec"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -216,4 +219,35 @@ func (s *site) backToStep2() {
 	done.start(s.t, "bash", "-c", forget)
 	waitFor(s.t, "Redis to be empty", func() bool { return s.redis.CLI("DBSIZE") == "0" })
 	s.t.Logf("the first node's reload was refused %d times", refused)
+}
+
+// oldRelay is a Node program in the manner of the original.
+type oldRelay struct {
+	http, tcp string
+	output    *outputOf
+	cmd       *exec.Cmd
+	once      sync.Once
+}
+
+func startOldRelay(t *testing.T, redisPort string) *oldRelay {
+	t.Helper()
+	o := &oldRelay{output: new(outputOf), cmd: exec.Command("node", "node/node_relay.js", redisPort)}
+	o.cmd.Stdout, o.cmd.Stderr = o.output, o.output
+	if err := o.cmd.Start(); err != nil {
+		t.Fatal(fmt.Errorf("%w (make deps installs what the tests need)", err))
+	}
+	t.Cleanup(o.stop)
+	var web, tcp int
+	if _, err := fmt.Sscan(awaitOutput(t, o.output, "ports "), &web, &tcp); err != nil {
+		t.Fatal(err)
+	}
+	o.http, o.tcp = fmt.Sprint("127.0.0.1:", web), fmt.Sprint("127.0.0.1:", tcp)
+	return o
+}
+
+func (o *oldRelay) stop() {
+	o.once.Do(func() {
+		_ = o.cmd.Process.Signal(syscall.SIGTERM)
+		_ = o.cmd.Wait()
+	})
 }

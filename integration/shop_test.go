@@ -10,45 +10,12 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
-
-// oldRelay is a Node program in the manner of the original.
-type oldRelay struct {
-	http, tcp string
-	output    *outputOf
-	cmd       *exec.Cmd
-	once      sync.Once
-}
-
-func startOldRelay(t *testing.T, redisPort string) *oldRelay {
-	t.Helper()
-	o := &oldRelay{output: new(outputOf), cmd: exec.Command("node", "node/node_relay.js", redisPort)}
-	o.cmd.Stdout, o.cmd.Stderr = o.output, o.output
-	if err := o.cmd.Start(); err != nil {
-		t.Fatal(fmt.Errorf("%w (make deps installs what the tests need)", err))
-	}
-	t.Cleanup(o.stop)
-	var web, tcp int
-	if _, err := fmt.Sscan(awaitOutput(t, o.output, "ports "), &web, &tcp); err != nil {
-		t.Fatal(err)
-	}
-	o.http, o.tcp = fmt.Sprint("127.0.0.1:", web), fmt.Sprint("127.0.0.1:", tcp)
-	return o
-}
-
-func (o *oldRelay) stop() {
-	o.once.Do(func() {
-		_ = o.cmd.Process.Signal(syscall.SIGTERM)
-		_ = o.cmd.Wait()
-	})
-}
 
 // shop is a destination: its sender, and its back end, which answers each line, and can move.
 type shop struct {
