@@ -42,6 +42,7 @@ var (
 	descEnded     = desc("ended_total", "Sockets that ended, by reason.", "reason")
 	descProven    = desc("channel_proven", "1 while this node is known to hear the channel.", "channel")
 	descLost      = desc("broker_lost_total", "Times that the broker was lost after it had been heard.")
+	descAway      = desc("broker_away_seconds_total", "How long the broker was lost in all, until delivery went on; runs while it is lost.")
 	descRoundTrip = desc("broker_probe_seconds", "How long the last probe took through the broker and back; 0 if there is none.")
 	descMissed    = desc("listener_dropped_total", "Publications that a slow listener on the bus missed.")
 	descPanics    = desc("listener_panics_total", "Panics of listeners on the bus.")
@@ -71,7 +72,7 @@ var (
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPublished, descRefused, descInvalid, descPushed, descDropped, descSessions, descSockets, descEnded,
-		descProven, descLost, descRoundTrip, descMissed, descPanics,
+		descProven, descLost, descAway, descRoundTrip, descMissed, descPanics,
 		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descFights, descReady, descPending, descBytes,
 		descMailboxes, descRecords, descDead, descOldest,
 		descTaken, descUntaken, descMirrored, descUnmirrored, descCharge,
@@ -121,6 +122,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	s.counter(descLost, redis.Lost)
+	s <- prometheus.MustNewConstMetric(descAway, prometheus.CounterValue, redis.Away.Seconds())
 	s.gauge(descRoundTrip, redis.RoundTrip.Seconds())
 	s.hub(c.node.hub.Stats(names...))
 	for _, name := range names {

@@ -27,7 +27,9 @@ func (b *Broker) Append(ctx context.Context, m *broker.Message, o broker.AppendO
 	stored, err := a.try(ctx, "")
 	if err != nil && errors.Is(err, broker.ErrUnavailable) && !errors.Is(err, broker.ErrRefused) && ctx.Err() == nil {
 		// Perhaps it was done. It can be repeated, as the MID is the same.
-		stored, err = a.try(ctx, "")
+		if stored, err = a.try(ctx, ""); err == nil {
+			b.store.ringOwner(ctx, a.place) // if it was the first time, nobody was told
+		}
 	}
 	return stored, err
 }

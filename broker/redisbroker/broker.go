@@ -90,6 +90,7 @@ func (s *Settings) replicaTimeout(limit time.Duration) time.Duration {
 type Stats struct {
 	Lost      uint64        // times that a proven connection was lost
 	RoundTrip time.Duration // of the last probe
+	Away      time.Duration // for how long it was lost, in all, the time that is running included
 }
 
 // Broker is a broker on one Redis server. Make it with [New].
@@ -121,9 +122,10 @@ type Broker struct {
 	publishing sync.WaitGroup // Add only with mu held and closing false
 	listening  bool           // listenLoop runs
 	topics     map[string]*topic
-	session    *session  // the connection that hears, or nil
-	down       error     // why nothing is heard, once that was tried; nil before and while it is
-	lostAt     time.Time // since when that is so, or zero
+	session    *session      // the connection that hears, or nil
+	down       error         // why nothing is heard, once that was tried; nil before and while it is
+	lostAt     time.Time     // since when that is so, or zero
+	away       time.Duration // how long that was so before
 }
 
 // New returns a broker. It does no I/O: the broker connects when it is first used.
@@ -192,7 +194,13 @@ func (b *Broker) Configure(s Settings) {
 
 // Stats returns the counts.
 func (b *Broker) Stats() Stats {
-	return Stats{Lost: b.lost.Load(), RoundTrip: time.Duration(b.roundTrip.Load())}
+	b.mu.Lock()
+	away := b.away
+	if !b.lostAt.IsZero() {
+		away += time.Since(b.lostAt)
+	}
+	b.mu.Unlock()
+	return Stats{Lost: b.lost.Load(), RoundTrip: time.Duration(b.roundTrip.Load()), Away: away}
 }
 
 // Close implements [broker.Broker]. It takes at most three times Options.Timeout, and a second.

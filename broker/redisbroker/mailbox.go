@@ -324,6 +324,14 @@ func (s *store) ring(at place, owner string) {
 	}
 }
 
+// ringOwner tells whoever has a mailbox that it may have news.
+func (s *store) ringOwner(ctx context.Context, at place) {
+	v, err := s.command(ctx, "HGET", s.names.mailbox(at)[0], "o")
+	if owner, ok := v.(string); ok && err == nil {
+		s.ring(at, owner)
+	}
+}
+
 func (s *store) ringHere(box string) {
 	for _, m := range s.local(box) {
 		s.guard("Ring", m.owner.Ring)

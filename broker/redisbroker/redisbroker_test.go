@@ -190,6 +190,9 @@ func TestI9_KillAndRestart(t *testing.T) {
 	if b.Stats().Lost != 1 {
 		t.Errorf("lost %d times", b.Stats().Lost)
 	}
+	if away := b.Stats().Away; away <= 0 || away != b.Stats().Away {
+		t.Errorf("away for %s, and still", away)
+	}
 }
 
 func TestAbsentAtStart(t *testing.T) {

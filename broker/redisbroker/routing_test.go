@@ -2,6 +2,7 @@ package redisbroker
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -139,5 +140,23 @@ func TestNoticesAgain(t *testing.T) {
 	}
 	if n.told(); !n.idle() {
 		t.Error("not idle")
+	}
+}
+
+// I2: a promoted replica may know less of a mailbox than its owner has read. The owner takes it anew, or it would not see
+// what gets the same sequences again.
+func TestI2_SequencesGoBack(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	b := openStore(t, Options{Address: server.Addr(), CheckInterval: time.Second}, broker.Policy{})
+	o := new(owner)
+	mustAttach(t, b, "01", o, 16)
+	mustAppend(t, b, "01", "lost")
+	keys := b.names.mailbox(placeOf("c", "01"))
+	until(t, "the message to be handed over", func() bool { n, _ := o.heard(); return n > 0 })
+	server.CLI("LPOP", keys[1])
+	server.CLI("HSET", keys[0], "l", "5", "n", "0", "b", "0")
+	until(t, "the owner to hear of it", func() bool { _, lost := o.heard(); return len(lost) > 0 })
+	if _, lost := o.heard(); !errors.Is(lost[0], broker.ErrForgotten) {
+		t.Errorf("lost: %v", lost)
 	}
 }

@@ -80,6 +80,9 @@ func (b *Broker) endSession(err error) {
 func (b *Broker) prove(probe uint64) {
 	b.mu.Lock()
 	lostAt := b.lostAt
+	if !lostAt.IsZero() {
+		b.away += time.Since(lostAt)
+	}
 	b.down, b.lostAt = nil, time.Time{}
 	var proven []*subscription
 	var allowed []string

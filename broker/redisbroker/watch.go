@@ -116,8 +116,9 @@ func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 		}
 		some := all[:min(watchBatch, len(all))]
 		all = all[len(some):]
-		ops := make([]*op, len(some))
+		ops, reads := make([]*op, len(some)), make([]uint64, len(some))
 		for i, m := range some {
+			reads[i] = m.known()
 			ops[i] = newOp(nil, nil, "HMGET", s.names.mailbox(m.place)[0], "o", "l", "f")
 		}
 		for i, err := range s.calls(ctx, ops) {
@@ -130,7 +131,7 @@ func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 			case some[i].Fence() == 0:
 				some[i].lookAtLine(ctx, v)
 			default:
-				some[i].look(v, ring)
+				some[i].look(v, reads[i], ring)
 			}
 		}
 	}
@@ -157,10 +158,23 @@ func (h held) why(m *mailbox) error {
 	return broker.ErrFenced
 }
 
-// look takes what Redis holds of the mailbox.
-func (m *mailbox) look(h held, ring bool) {
-	if h.owner != m.name {
+// known returns the last sequence that the owner knows of.
+func (m *mailbox) known() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.read
+}
+
+// look takes what Redis holds of the mailbox; known is what m knew when it was asked.
+func (m *mailbox) look(h held, known uint64, ring bool) {
+	switch {
+	case h.owner != m.name:
 		m.lose(h.why(m))
+		return
+	case h.last < known:
+		// A replica was promoted that had not heard of all: what is stored from now on can get sequences that the owner
+		// believes to have read. Whoever attaches anew reads all that there is.
+		m.lose(broker.ErrForgotten)
 		return
 	}
 	m.mu.Lock()
