@@ -60,6 +60,11 @@ var (
 	descMailboxes  = desc("mailboxes", "Destinations that have unfinished messages.", "channel")
 	descRecords    = desc("records", "Messages that the store knows, finished or not.", "channel")
 	descDead       = desc("dead_letters", "Dead letters in the store.", "channel")
+	descTaken      = desc("classic_taken_total", "Publications of other programs that this node stored.", "channel")
+	descUntaken    = desc("classic_skipped_total", "Publications of other programs that this node could not store, by reason.", "channel", "reason")
+	descMirrored   = desc("classic_mirrored_total", "Stored messages that were published for old subscribers.", "channel")
+	descUnmirrored = desc("classic_unmirrored_total", "Stored messages that could not be published for old subscribers.", "channel")
+	descCharge     = desc("classic_in_charge", "1 while this node is the one that stores what other programs publish.", "channel")
 	descOldest     = desc("oldest_pending_seconds", "How long the oldest unfinished message has been waiting, roughly.", "channel")
 )
 
@@ -70,6 +75,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 		descProven, descLost, descAway, descRoundTrip, descMissed, descPanics,
 		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descFights, descReady, descPending, descBytes,
 		descMailboxes, descRecords, descDead, descOldest,
+		descTaken, descUntaken, descMirrored, descUnmirrored, descCharge,
 	} {
 		out <- d
 	}
@@ -108,6 +114,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for name, f := range g.routes {
 			s.gauge(descProven, boolean(f.err() == nil), name)
 		}
+		for name, heard := range c.node.hears(g) {
+			s.gauge(descProven, boolean(heard), name)
+		}
 		if g.store != nil {
 			s.store(g)
 		}
@@ -124,9 +133,20 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for r := range refusals {
 			s.counter(descRefused, cc.refused[r].Load(), name, r.String())
 		}
+		s.classic(name, &cc.classic, c.node.inCharge(name))
 	}
 	s.counter(descMissed, c.node.counts.listenerDropped.Load())
 	s.counter(descPanics, c.node.counts.listenerPanics.Load())
+}
+
+func (s sender) classic(name string, c *classicCounts, charge bool) {
+	s.counter(descTaken, c.taken.Load(), name)
+	for u := range unfits {
+		s.counter(descUntaken, c.skipped[u].Load(), name, u.String())
+	}
+	s.counter(descMirrored, c.mirrored.Load(), name)
+	s.counter(descUnmirrored, c.unmirrored.Load(), name)
+	s.gauge(descCharge, boolean(charge), name)
 }
 
 func (s sender) hub(st hub.Stats) {

@@ -30,6 +30,7 @@ import (
 //	pp:{t}:d:<channel>  zset    dead letter -> when it died
 //	pp:{t}:b            hash    dead letter -> all of it
 //	pp:{t}:f:<name>     zset    messages that have a ref: place and name of the record, or MID -> when
+//	pp:classic:<channel> hash   o who takes in what others publish on a classic channel; see lease.go
 //
 // <box> is channel and ID, each with its length before it, so "a:b" with "c" is not "a" with "b:c".
 const (

@@ -34,6 +34,7 @@ var (
 	scriptDrop     = load("deadletter", "drop")
 	scriptUsage    = load("usage")
 	scriptRef      = load("ref")
+	scriptLease    = load("lease")
 )
 
 func load(files ...string) *script {

@@ -80,7 +80,7 @@ func TestNumbersInScripts(t *testing.T) {
 // All keys of a script are in one slot, and every script is documented.
 func TestScriptHeads(t *testing.T) {
 	for _, s := range []*script{scriptAppend, scriptAttach, scriptRead, scriptSettle, scriptScan, scriptOwner, scriptContent,
-		scriptLookup, scriptDead, scriptGet, scriptResend, scriptDrop, scriptUsage, scriptRef} {
+		scriptLookup, scriptDead, scriptGet, scriptResend, scriptDrop, scriptUsage, scriptRef, scriptLease} {
 		for _, want := range []string{"\n-- KEYS ", "\n-- ARGV ", "\n-- returns "} {
 			if !strings.Contains(s.text, want) {
 				t.Errorf("%s.lua does not say %q", s.name, strings.TrimSpace(want))
@@ -161,6 +161,13 @@ func useAll(t *testing.T, b *Broker) {
 		t.Error(err)
 	}
 	if _, err := b.Usage(timeout(t)); err != nil {
+		t.Error(err)
+	}
+	l := b.NewLease("classic:c", time.Minute)
+	if held, err := l.Take(timeout(t)); err != nil || !held {
+		t.Errorf("lease: %v, %v", held, err)
+	}
+	if err := l.Release(timeout(t)); err != nil {
 		t.Error(err)
 	}
 }
