@@ -86,7 +86,8 @@ func (a *appending) try(ctx context.Context, used string) (broker.Stored, error)
 	o := newOp(scriptAppend, append(s.names.mailbox(a.place), key, aside),
 		a.m.MID, a.o.Fingerprint, a.place.box, millis(a.o.Expires), max(0, wholeMillis(a.o.TTL)), wholeMillis(p.Retention),
 		len(a.m.Body), a.stored, s.clock.highest(a.place.part), p.MaxPending, p.MaxPendingBytes,
-		room.pending, room.bytes, room.records, room.dead, a.m.Channel, a.m.ID, a.m.Ref, waiter, wholeMillis(p.Dedupe), used)
+		room.pending, room.bytes, room.records, room.dead, a.m.Channel, a.m.ID, a.m.Ref, waiter, wholeMillis(p.Dedupe), used,
+		s.scriptsTell(), s.names.node(""), maxOffer)
 	o.size += len(a.stored)
 	o.admit = func() error { return s.admit(p) }
 	o.then = func() { a.handOver(o) }
@@ -116,11 +117,14 @@ func (a *appending) handOver(o *op) {
 	for range 4 { // counts
 		r.next()
 	}
-	prev, expires, retain := uint64(max(r.number(), 0)), r.number(), r.number()
+	prev, expires, retain, told := uint64(max(r.number(), 0)), r.number(), r.number(), r.number() == 1
 	if r.err != nil {
 		return // Append says so
 	}
 	a.s.clock.note(a.place.part, seq)
+	if told {
+		return
+	}
 	e := broker.Entry{Message: a.m, Seq: seq, Expires: fromMillis(expires), Retain: fromMillis(retain)}
 	a.s.offer(a.place, owner, prev, e, a.stored)
 }

@@ -284,6 +284,14 @@ func (s *store) owned(box, owner string) *mailbox {
 // maxOffer is the largest message that is handed over on a node's channel. Larger ones the owner reads.
 const maxOffer = 8 << 10
 
+// scriptsTell returns this process's name if scripts are to tell owners on other nodes what they stored.
+func (s *store) scriptsTell() string {
+	if s.muted.Load() {
+		return ""
+	}
+	return s.incarnation
+}
+
 // offer hands the owner of a mailbox, wherever it is, an entry that was stored for it.
 func (s *store) offer(at place, owner string, prev uint64, e broker.Entry, stored []byte) {
 	switch {

@@ -120,7 +120,7 @@ var inScripts = map[string]bool{
 	"time": true, "hmget": true, "hget": true, "hset": true, "hdel": true, "hincrby": true, "rpush": true, "lpop": true,
 	"lindex": true, "llen": true, "lrange": true, "lset": true, "zadd": true, "zrem": true, "zrange": true, "zcard": true, "sadd": true, "pexpireat": true,
 	"pttl": true, "persist": true, "del": true, "lrem": true, "srem": true, "zremrangebyrank": true,
-	"info": true, "config": true,
+	"publish": true, "info": true, "config": true,
 }
 
 // BenchmarkNodes shows what one stored and acknowledged message costs Redis with 1 to 20 nodes: commands, and CPU time. All nodes
