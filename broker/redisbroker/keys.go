@@ -147,6 +147,16 @@ var tags = balancedTags()
 
 const slots = 16384 // of a Redis Cluster
 
+// keySlot returns the slot of a key: that of its tag, if it has one.
+func keySlot(key string) int {
+	if _, after, ok := strings.Cut(key, "{"); ok {
+		if tag, _, ok := strings.Cut(after, "}"); ok && tag != "" {
+			return slot(tag)
+		}
+	}
+	return slot(key)
+}
+
 // balancedTags returns, for each of the equal ranges of slots, the smallest number whose slot is in it.
 func balancedTags() (t [partitions]string) {
 	for found, i := 0, 0; found < partitions; i++ {

@@ -286,7 +286,7 @@ const maxOffer = 8 << 10
 
 // scriptsTell returns this process's name if scripts are to tell owners on other nodes what they stored.
 func (s *store) scriptsTell() string {
-	if s.muted.Load() {
+	if s.muted.Load() || s.b.kind.Load() == kindCluster { // there, only the channels of one slot can be reached from a script
 		return ""
 	}
 	return s.incarnation
@@ -319,7 +319,7 @@ func (m *mailbox) offer(prev uint64, e broker.Entry) {
 }
 
 // Leased implements [broker.Mailbox].
-func (m *mailbox) Leased() bool { return m.s.lease.holds() }
+func (m *mailbox) Leased() bool { return m.s.leased(m.place.part) }
 
 // ring tells an owner, wherever it is, that its mailbox has news.
 func (s *store) ring(at place, owner string) {
@@ -421,5 +421,5 @@ func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 
 // keepRef lists a dead letter under its ref for as long as it is kept.
 func (s *store) keepRef(channel, ref, mid string, p broker.Policy) {
-	_ = s.rest.put(s.b.ctx, newOp(scriptRef, []string{s.names.ref(channel, ref)}, mid, wholeMillis(p.DeadRetention)))
+	_ = s.put(s.b.ctx, newOp(scriptRef, []string{s.names.ref(channel, ref)}, mid, wholeMillis(p.DeadRetention)))
 }

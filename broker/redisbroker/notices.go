@@ -217,6 +217,10 @@ func (s *store) tell(channel string, n *notice) (int, error) {
 	if err != nil { // strings and numbers only: cannot happen
 		panic(err)
 	}
+	if s.b.kind.Load() == kindCluster {
+		published, err := s.spublish(s.b.ctx, channel, text)
+		return published.Receivers, err
+	}
 	published, err := s.b.publish(s.b.ctx, channel, text)
 	return published.Receivers, err
 }

@@ -110,6 +110,7 @@ func (s *store) attached() []*mailbox {
 // ring it rings all that are still owners: they may have stopped to write while the server was not heard of.
 func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 	all = slices.DeleteFunc(slices.Clone(all), func(m *mailbox) bool { return m.Fence() == 0 && s.inLine(m.place, m.owner) != m })
+	var failed error
 	for n := 0; len(all) > 0; n++ {
 		if n > 0 {
 			s.b.wait(watchPause)
@@ -123,7 +124,8 @@ func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 		}
 		for i, err := range s.calls(ctx, ops) {
 			if err != nil {
-				return err
+				failed = err // one primary's; others go on
+				continue
 			}
 			r := replyOf(ops[i].reply)
 			switch v, ok := readHold(r); {
@@ -135,7 +137,7 @@ func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 			}
 		}
 	}
-	return nil
+	return failed
 }
 
 // held is what Redis knows of a mailbox: its owner, last sequence and fence.
@@ -217,17 +219,23 @@ func (s *store) retryOrphans(ctx context.Context) {
 	}
 }
 
-// commander sends single commands in the store's lane.
-type commander struct{ s *store }
+// commander sends single commands in a lane of the store's.
+type commander struct {
+	sh *shard // nil: to whoever has the key
+	s  *store // if sh is nil
+}
 
 // Do is that of a redis client.
 func (c commander) Do(ctx context.Context, args ...any) *redis.Cmd {
 	cmd := redis.NewCmd(ctx, args...)
-	o := newOp(nil, nil, args...)
-	if err := c.s.rest.do(ctx, o); err != nil {
+	o, s := newOp(nil, nil, args...), c.s
+	if c.sh != nil {
+		o.shard, s = c.sh, c.sh.s
+	}
+	if err := s.do(ctx, o); err != nil {
 		var refused redis.Error
-		if errors.As(o.err, &refused) {
-			err = o.err // as it came
+		if errors.As(err, &refused) {
+			err = refused // as it came
 		}
 		cmd.SetErr(err)
 		return cmd
