@@ -50,6 +50,7 @@ var rooms = map[string]room{
 	"internal/hub":       {[]string{brokerPkg, module + "/internal/wire"}, "the hub knows no Caddy, no HTTP and no driver"},
 	"internal/wire":      {nil, "pure functions over bytes depend on nothing"},
 	"internal/redistest": {[]string{module + "/internal/freeport"}, "tests of every package may use it"},
+	"internal/relaytest": {nil, "tests of every package may use it"},
 	"internal/freeport":  {nil, "tests of every package may use it"},
 	"integration":        {nil, "it has tests only"},
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caddyrelay/relay/internal/redistest"
+	"github.com/caddyrelay/relay/internal/relaytest"
 )
 
 // storedConfig is a whole configuration with one at_least_once channel: options are those of the channel, publish
@@ -452,7 +453,7 @@ func TestPlainClientsFinishWhatTheyAnswer(t *testing.T) {
 				if _, err := io.WriteString(s.conn, "PING\n"); err != nil {
 					return
 				}
-				pauseFor(200 * time.Millisecond)
+				relaytest.Pause(200 * time.Millisecond)
 			}
 		}
 		mid := n.request("POST", "/pay/01", "payment 1").mid()
@@ -505,7 +506,7 @@ func TestI8_StoredDuringTheReload(t *testing.T) {
 			if a := n.request("POST", "/pay/09", "x"); accepted == "" && a.status == http.StatusAccepted {
 				accepted = a.mid()
 			}
-			pauseFor(100 * time.Millisecond)
+			relaytest.Pause(100 * time.Millisecond)
 		}
 	}
 }
