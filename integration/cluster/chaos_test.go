@@ -1,0 +1,213 @@
+//go:build unix
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyrelay/relay/internal/relaytest"
+)
+
+// rounds is how often everything goes wrong for each form of Redis, and for how long each time: CHAOS_ROUNDS times at length
+// in "make chaos".
+func rounds(t *testing.T) (int, scale) {
+	t.Helper()
+	text := os.Getenv("CHAOS_ROUNDS")
+	if text == "" {
+		return 1, short
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("CHAOS_ROUNDS=%q is not a positive number", text)
+	}
+	return n, long
+}
+
+// I1, I2, I3, I4, I9: three nodes under load, and one thing after another goes wrong. What was accepted arrives, in order;
+// sockets stay when only Redis is away.
+func TestI2_Chaos(t *testing.T) {
+	times, s := rounds(t)
+	t.Logf("%s; %s", newNetwork(t), redisVersion(t))
+	for _, form := range forms {
+		t.Run(form.name, func(t *testing.T) {
+			logs := logDir(t)
+			net := newNetwork(t)
+			f := startFleet(t, net, form.start(t, net), logs)
+			count := 0
+			for round := range times {
+				for _, fault := range faults {
+					victim := f.nodes[count%len(f.nodes)]
+					name := fmt.Sprintf("%c%02d", 'a'+round%26, count)
+					count++
+					t.Run(fault.name, func(t *testing.T) {
+						c := &chaos{t: t, fleet: f, fault: fault, victim: victim, name: name, scale: s}
+						if line := c.run(); line != "" {
+							t.Logf("%s, %s, durability %s: %s", form.name, fault.name, form.durability, line)
+						}
+					})
+				}
+			}
+		})
+	}
+}
+
+// redisVersion says which server is run.
+func redisVersion(t *testing.T) string {
+	t.Helper()
+	binary := os.Getenv("REDIS_SERVER")
+	if binary == "" {
+		binary = "redis-server"
+	}
+	out, err := exec.Command(binary, "--version").Output()
+	if err != nil {
+		t.Fatalf("%s --version: %v: run \"make deps\", or set REDIS_SERVER to the path of a server", binary, err)
+	}
+	words := strings.Fields(string(out))
+	return strings.Join(words[:min(3, len(words))], " ")
+}
+
+// logDir returns a directory for the nodes' logs. It stays if the test fails.
+func logDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "relay-chaos")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("what the nodes wrote, and the histories of lost messages, are in %s", dir)
+			return
+		}
+		_ = os.RemoveAll(dir)
+	})
+	return dir
+}
+
+// destinations is how many there are in a run, four on each node.
+const destinations = 12
+
+// chaos is one fault under load.
+type chaos struct {
+	t      *testing.T
+	fleet  *fleet
+	fault  fault
+	victim *node
+	name   string
+	scale  scale
+	crew   *relaytest.Crew
+}
+
+// run has the fault happen, and returns what it did. It checks the promises.
+func (c *chaos) run() string {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	posts, dials := c.fleet.addresses(func(n *node) string { return n.http }), c.fleet.addresses(func(n *node) string { return n.tcp })
+	c.crew = relaytest.Start(ctx, c.t, relaytest.Plan{
+		Destinations: destinations, Name: c.name, Pace: 40 * time.Millisecond,
+		Post: posts.next, PostFailed: posts.failed, PostTimeout: 2 * time.Second,
+		Dial: dials.next, Patience: 4 * time.Second,
+	})
+	began := time.Now()
+	waitFor(c.t, "every destination to hear", func() bool {
+		return len(c.crew.Connected()) == destinations && c.crew.HeardSince(began)
+	})
+
+	before := c.crew.Connected()
+	struck := time.Now()
+	err := c.fault.strike(c.fleet, c.victim, c.scale)
+	mended := time.Now()
+	notHere := errors.Is(err, errNotHere)
+	if err != nil && !notHere {
+		c.t.Fatal(err)
+	}
+	c.recovers(mended)
+	stop()
+	found := c.crew.Finish()
+	closed, wrongly := c.closed(before, struck)
+	if found.Faults() > 0 || found.Accepted == 0 {
+		c.evidence()
+		c.t.Error("the promises were broken")
+	}
+	for _, e := range wrongly {
+		c.t.Errorf("the socket of %s at %s ended %.2fs after the fault began, and should not have: %s",
+			e.Destination, e.Address, e.At.Sub(struck).Seconds(), e.Why)
+	}
+	if notHere {
+		c.t.Skip(err)
+	}
+	return fmt.Sprintf("%s, sockets closed %d, fault lasted %.1fs, delivery resumed after %.2fs",
+		found, closed, mended.Sub(struck).Seconds(), c.crew.Silence(struck, c.harmed(before)).Seconds())
+}
+
+// recovers waits until all nodes take messages, and every destination hears again.
+func (c *chaos) recovers(since time.Time) {
+	c.t.Helper()
+	for deadline := since.Add(90 * time.Second); ; relaytest.Pause(50 * time.Millisecond) {
+		ready := true
+		for _, n := range c.fleet.nodes {
+			if n.died() {
+				c.t.Fatalf("%s ended by itself with exit code %d (66 is a data race)", n.name, n.cmd.ProcessState.ExitCode())
+			}
+			ready = ready && n.ready()
+		}
+		if ready && c.crew.HeardSince(since) {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Errorf("90s after the fault was mended, not all nodes are ready or not all destinations hear")
+			return
+		}
+	}
+}
+
+// harmed returns the destinations that the fault is felt by.
+func (c *chaos) harmed(connected map[string]string) (all []string) {
+	for id, address := range connected {
+		if c.fault.harms == everybody || address == c.victim.tcp {
+			all = append(all, id)
+		}
+	}
+	return all
+}
+
+// closed returns how many sockets ended since a moment, and those of them that should not have.
+func (c *chaos) closed(connected map[string]string, since time.Time) (count int, wrongly []relaytest.Ending) {
+	for _, e := range c.crew.Endings() {
+		if e.At.Before(since) {
+			continue
+		}
+		count++
+		if c.fault.closes == nobody || c.fault.closes == victims && connected[e.Destination] != c.victim.tcp {
+			wrongly = append(wrongly, e)
+		}
+	}
+	return count, wrongly
+}
+
+// evidence writes down what is known of lost messages, beside the logs.
+func (c *chaos) evidence() {
+	var lines []string
+	for _, m := range c.crew.Missing() {
+		id, number, _ := strings.Cut(m, "/")
+		n, _ := strconv.Atoi(number)
+		lines = append(lines, "lost: "+m)
+		lines = append(lines, c.crew.History(id, n-2, n+2)...)
+	}
+	for _, e := range c.crew.Endings() {
+		lines = append(lines, fmt.Sprintf("%s socket of %s at %s ended: %s", e.At.Format("15:04:05.000"), e.Destination, e.Address, e.Why))
+	}
+	name := filepath.Join(c.victim.logs, c.name+".txt")
+	if err := os.WriteFile(name, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		c.t.Error(err)
+	}
+	c.t.Logf("%s: the first of %d lines:\n%s", name, len(lines), strings.Join(lines[:min(20, len(lines))], "\n"))
+}
