@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,7 +113,7 @@ func (c *chaos) run() string {
 	defer stop()
 	posts, dials := c.fleet.addresses(func(n *node) string { return n.http }), c.fleet.addresses(func(n *node) string { return n.tcp })
 	c.crew = relaytest.Start(ctx, c.t, relaytest.Plan{
-		Destinations: destinations, Name: c.name, Pace: 40 * time.Millisecond,
+		Destinations: destinations, Name: c.name, Pace: 40 * time.Millisecond, Work: 20 * time.Millisecond,
 		Post: posts.next, PostFailed: posts.failed, PostTimeout: 2 * time.Second,
 		Dial: dials.next, Patience: 4 * time.Second,
 	})
@@ -120,6 +121,11 @@ func (c *chaos) run() string {
 	waitFor(c.t, "every destination to hear", func() bool {
 		return len(c.crew.Connected()) == destinations && c.crew.HeardSince(began)
 	})
+
+	if c.fault.calm {
+		c.fleet.form.calm()
+	}
+	relaytest.Pause(rand.N(500 * time.Millisecond))
 
 	before := c.crew.Connected()
 	struck := time.Now()

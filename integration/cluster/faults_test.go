@@ -24,6 +24,9 @@ type fault struct {
 
 	// closes says which sockets may end: those of the victim, all, or none.
 	closes reach
+
+	// calm says that the servers must agree with each other before.
+	calm bool
 }
 
 type reach uint8
@@ -36,28 +39,38 @@ const (
 
 // scale is how long the faults last.
 type scale struct {
-	pause, stall, cut time.Duration
-	isolate, isolated time.Duration // isolate_after, and a cut that is longer
+	pause, cut          time.Duration
+	stall, watchedStall time.Duration // of a server alone, and of one that another can take the place of
+	isolate, isolated   time.Duration // isolate_after, and a cut that is longer
 }
 
 // The short form is CI's. In the long one a node is stopped, and cut off, for longer than its lease of 15s and the 15s after
 // which a silent socket is closed; and a Redis stalls for longer than Sentinels and Clusters wait until they promote a replica.
 var (
-	short = scale{pause: 6 * time.Second, stall: 300 * time.Millisecond, cut: 2 * time.Second, isolate: 2 * time.Second, isolated: 5 * time.Second}
-	long  = scale{pause: 35 * time.Second, stall: 5 * time.Second, cut: 20 * time.Second, isolate: 10 * time.Second, isolated: 30 * time.Second}
+	short = scale{
+		pause: 6 * time.Second, cut: 2500 * time.Millisecond,
+		stall: 2500 * time.Millisecond, watchedStall: 300 * time.Millisecond,
+		isolate: 2 * time.Second, isolated: 5 * time.Second,
+	}
+	long = scale{
+		pause: 35 * time.Second, cut: 20 * time.Second,
+		stall: 20 * time.Second, watchedStall: 5 * time.Second,
+		isolate: 10 * time.Second, isolated: 30 * time.Second,
+	}
 )
 
 // errNotHere says that a fault cannot happen in this place, or not with this release.
 var errNotHere = errors.New("not run")
 
+// faults are in an order in which Redis comes to rest while nodes are harmed.
 var faults = []fault{
-	{"kill a node", killNode, victims, victims},
-	{"stop a node and continue it", pauseNode, victims, victims},
-	{"kill the primary", killPrimary, everybody, nobody},
-	{"stall redis", stallRedis, everybody, nobody},
-	{"cut a node off for less than isolate_after", cutNode, victims, nobody},
-	{"cut a node off for longer than isolate_after", isolateNode, victims, victims},
-	{"restart all nodes one after another", restartAll, everybody, everybody},
+	{name: "kill a node", strike: killNode, harms: victims, closes: victims},
+	{name: "kill the primary", strike: killPrimary, harms: everybody, closes: nobody, calm: true},
+	{name: "stop a node and continue it", strike: pauseNode, harms: victims, closes: victims},
+	{name: "cut a node off for less than isolate_after", strike: cutNode, harms: victims, closes: nobody},
+	{name: "cut a node off for longer than isolate_after", strike: isolateNode, harms: victims, closes: victims},
+	{name: "stall redis", strike: stallRedis, harms: everybody, closes: nobody, calm: true},
+	{name: "restart all nodes one after another", strike: restartAll, harms: everybody, closes: everybody},
 }
 
 func killNode(f *fleet, victim *node, _ scale) error {
@@ -83,7 +96,7 @@ func killPrimary(f *fleet, _ *node, _ scale) error {
 }
 
 func stallRedis(f *fleet, _ *node, s scale) error {
-	f.form.stall(s.stall)
+	f.form.stall(s)
 	return nil
 }
 

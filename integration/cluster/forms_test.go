@@ -19,8 +19,11 @@ type redisForm interface {
 	// killPrimary kills a server that takes writes, and returns when all is as it was, perhaps with another primary.
 	killPrimary()
 
-	// stall stops a server that takes writes for a while; what comes of that is over when it returns.
-	stall(d time.Duration)
+	// stall stops a server that takes writes for a while.
+	stall(s scale)
+
+	// calm waits until all servers agree how things are, as after a failover: only then is another one bound to go well.
+	calm()
 }
 
 // forms are the forms of Redis. durability is what is demanded of each message: what makes the failures harmless.
@@ -57,9 +60,11 @@ func (s *standalone) killPrimary() {
 	s.server.Restart()
 }
 
-func (s *standalone) stall(d time.Duration) {
+func (s *standalone) calm() {}
+
+func (s *standalone) stall(scale scale) {
 	s.server.Pause()
-	relaytest.Pause(d)
+	relaytest.Pause(scale.stall)
 	s.server.Resume()
 }
 
@@ -76,16 +81,15 @@ func (s *sentinel) broker(*node) string {
 	return "address " + strings.Join(s.Addrs, " ") + "\nmaster_name " + s.Name + "\ndurability replicas 1 500ms"
 }
 
-func (s *sentinel) killPrimary() {
-	s.Failover()
-	s.Settle()
-}
+func (s *sentinel) killPrimary() { s.Failover() }
+
+func (s *sentinel) calm() { s.Settle() }
 
 // stall may have the Sentinels promote the replica: then there are two primaries, until they tell the one before.
-func (s *sentinel) stall(d time.Duration) {
+func (s *sentinel) stall(scale scale) {
 	before := s.Primary()
 	before.Pause()
-	relaytest.Pause(d)
+	relaytest.Pause(scale.watchedStall)
 	before.Resume()
 	s.Settle()
 }
@@ -117,15 +121,14 @@ func (c *redisCluster) broker(*node) string {
 	return "address " + strings.Join(c.addrs, " ") + "\nmode cluster\ndurability replicas 1 500ms"
 }
 
-func (c *redisCluster) killPrimary() {
-	c.Failover()
-	c.Settle()
-}
+func (c *redisCluster) killPrimary() { c.Failover() }
 
-func (c *redisCluster) stall(d time.Duration) {
+func (c *redisCluster) calm() { c.Settle() }
+
+func (c *redisCluster) stall(scale scale) {
 	primary := c.Primaries()[0]
 	primary.Pause()
-	relaytest.Pause(d)
+	relaytest.Pause(scale.watchedStall)
 	primary.Resume()
 	c.Settle()
 }

@@ -123,11 +123,19 @@ func (s *session) ping(every time.Duration) {
 			return
 		case <-tick.C:
 		}
-		_ = s.conn.SetWriteDeadline(time.Now().Add(every))
-		if _, err := io.WriteString(s.conn, `{"op":"ping"}`+"\n"); err != nil {
+		if s.say(`{"op":"ping"}`) != nil {
 			return
 		}
 	}
+}
+
+// say writes a frame.
+func (s *session) say(frame string) error {
+	if p := s.crew.plan.Patience; p > 0 {
+		_ = s.conn.SetWriteDeadline(time.Now().Add(p))
+	}
+	_, err := io.WriteString(s.conn, frame+"\n")
+	return err
 }
 
 // take does what a frame asks for. It reports whether the connection is still good.
@@ -146,12 +154,15 @@ func (s *session) take(f frame) bool {
 		if s.vanish() {
 			return false
 		}
+		if work := s.crew.plan.Work; work > 0 {
+			Pause(rand.N(work))
+		}
 		answer = fmt.Sprintf(`{"op":"ack","mid":%q}`, f.MID)
 	}
 	if answer == "" {
 		return true
 	}
-	if _, err := io.WriteString(s.conn, answer+"\n"); err != nil {
+	if err := s.say(answer); err != nil {
 		s.why = err.Error()
 		return false
 	}

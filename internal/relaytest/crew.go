@@ -32,6 +32,9 @@ type Plan struct {
 	// Pace bounds the time between two messages of a publisher, which is random. Default 8ms.
 	Pace time.Duration
 
+	// Work bounds the time that a client takes for a message before it acknowledges it, which is random. Default: none.
+	Work time.Duration
+
 	// PostTimeout is how long a publisher waits for an answer until it tries again. Default 10s.
 	PostTimeout time.Duration
 
