@@ -1,6 +1,7 @@
 package relaytest
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -47,5 +48,48 @@ func TestTraceFindsPlantedFaults(t *testing.T) {
 		if got := (&trace{events: c.events}).check().String(); got != c.want {
 			t.Errorf("%s:\n got %s\nwant %s", c.name, got, c.want)
 		}
+	}
+}
+
+// So must what is asked about a part of a run.
+func TestTraceOfAPart(t *testing.T) {
+	began := time.Now()
+	var tr trace
+	at := func(seconds int, d string, n int, kinds ...eventKind) {
+		for _, k := range kinds {
+			tr.events = append(tr.events, event{k, d, n, began.Add(time.Duration(seconds) * time.Second)})
+		}
+	}
+	at(0, "a", 0, sent, accepted, received, acked)
+	at(1, "b", 0, sent, accepted, received, acked)
+	at(2, "a", 1, sent, accepted)
+	at(4, "a", 0, received) // a duplicate breaks no silence
+	at(6, "a", 1, received)
+	at(7, "b", 1, sent, accepted, received, acked)
+
+	for _, c := range []struct {
+		from int
+		of   []string
+		want time.Duration
+	}{
+		{0, []string{"a"}, 6 * time.Second},
+		{3, []string{"a"}, 3 * time.Second},
+		{0, []string{"a", "b"}, 6 * time.Second},
+		{1, []string{"b"}, 6 * time.Second},
+		{5, []string{"b", "a"}, 2 * time.Second},
+		{9, []string{"a"}, 0},
+	} {
+		if got := tr.silence(began.Add(time.Duration(c.from)*time.Second), c.of); got != c.want {
+			t.Errorf("the silence of %v from %d on is %v, want %v", c.of, c.from, got, c.want)
+		}
+	}
+	if got := fmt.Sprint(tr.missing()); got != "[a/1]" {
+		t.Errorf("missing are %s", got)
+	}
+	if got := fmt.Sprint(tr.heardSince(began.Add(-1)), tr.heardSince(began.Add(time.Second))); got != "map[a:true b:true] map[b:true]" {
+		t.Errorf("heard have %s", got)
+	}
+	if got := tr.history("a", 1, 1); len(got) != 3 {
+		t.Errorf("the history is %q", got)
 	}
 }
