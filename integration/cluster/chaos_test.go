@@ -40,9 +40,12 @@ func TestI2_Chaos(t *testing.T) {
 	t.Logf("%s; %s", newNetwork(t), redisVersion(t))
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
+			if s == short {
+				t.Parallel() // at length, one form after another, so that they do not slow each other down
+			}
 			logs := logDir(t)
 			net := newNetwork(t)
-			f := startFleet(t, net, form.start(t, net), logs)
+			f := startFleet(t, net, form.start(t, net), form.channel, logs)
 			count := 0
 			for round := range times {
 				for _, fault := range faults {
@@ -52,7 +55,7 @@ func TestI2_Chaos(t *testing.T) {
 					t.Run(fault.name, func(t *testing.T) {
 						c := &chaos{t: t, fleet: f, fault: fault, victim: victim, name: name, scale: s}
 						if line := c.run(); line != "" {
-							t.Logf("%s, %s, durability %s: %s", form.name, fault.name, form.durability, line)
+							t.Logf("%s, %s, %s", form.name, fault.name, line)
 						}
 					})
 				}
@@ -96,6 +99,21 @@ func logDir(t *testing.T) string {
 // destinations is how many there are in a run, four on each node.
 const destinations = 12
 
+// startCrew has publishers and clients come to all nodes, and waits until every destination hears.
+func startCrew(ctx context.Context, t *testing.T, f *fleet, plan relaytest.Plan) *relaytest.Crew {
+	t.Helper()
+	posts, dials := f.addresses(func(n *node) string { return n.http }), f.addresses(func(n *node) string { return n.tcp })
+	plan.Destinations, plan.Pace, plan.Work = destinations, 40*time.Millisecond, 20*time.Millisecond
+	plan.Post, plan.PostFailed, plan.PostTimeout = posts.next, posts.failed, 2*time.Second
+	plan.Dial, plan.Patience = dials.next, 4*time.Second
+	crew := relaytest.Start(ctx, t, plan)
+	began := time.Now()
+	waitFor(t, "every destination to hear", func() bool {
+		return len(crew.Connected()) == destinations && crew.HeardSince(began)
+	})
+	return crew
+}
+
 // chaos is one fault under load.
 type chaos struct {
 	t      *testing.T
@@ -111,16 +129,7 @@ type chaos struct {
 func (c *chaos) run() string {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	posts, dials := c.fleet.addresses(func(n *node) string { return n.http }), c.fleet.addresses(func(n *node) string { return n.tcp })
-	c.crew = relaytest.Start(ctx, c.t, relaytest.Plan{
-		Destinations: destinations, Name: c.name, Pace: 40 * time.Millisecond, Work: 20 * time.Millisecond,
-		Post: posts.next, PostFailed: posts.failed, PostTimeout: 2 * time.Second,
-		Dial: dials.next, Patience: 4 * time.Second,
-	})
-	began := time.Now()
-	waitFor(c.t, "every destination to hear", func() bool {
-		return len(c.crew.Connected()) == destinations && c.crew.HeardSince(began)
-	})
+	c.crew = startCrew(ctx, c.t, c.fleet, relaytest.Plan{Name: c.name})
 
 	if c.fault.calm {
 		c.fleet.form.calm()
@@ -150,8 +159,8 @@ func (c *chaos) run() string {
 	if notHere {
 		c.t.Skip(err)
 	}
-	return fmt.Sprintf("%s, sockets closed %d, fault lasted %.1fs, delivery resumed after %.2fs",
-		found, closed, mended.Sub(struck).Seconds(), c.crew.Silence(struck, c.harmed(before)).Seconds())
+	return fmt.Sprintf("durability %s: %s, sockets closed %d, fault lasted %.1fs, delivery resumed after %.2fs",
+		c.crew.Durability(), found, closed, mended.Sub(struck).Seconds(), c.crew.Silence(struck, c.harmed(before)).Seconds())
 }
 
 // recovers waits until all nodes take messages, and every destination hears again.

@@ -13,13 +13,14 @@ import (
 
 // fleet is three nodes on one Redis.
 type fleet struct {
-	nodes []*node
-	form  redisForm
+	nodes   []*node
+	form    redisForm
+	channel string // options
 }
 
-func startFleet(t *testing.T, n network, form redisForm, logs string) *fleet {
+func startFleet(t *testing.T, n network, form redisForm, channel, logs string) *fleet {
 	t.Helper()
-	f := &fleet{form: form}
+	f := &fleet{form: form, channel: channel}
 	for i := range 3 {
 		f.nodes = append(f.nodes, newNode(t, fmt.Sprintf("node%d", i+1), n.site(t, i), logs))
 	}
@@ -36,7 +37,7 @@ func startFleet(t *testing.T, n network, form redisForm, logs string) *fleet {
 func (f *fleet) config(n *node, options string) string {
 	host, port, _ := net.SplitHostPort(n.http)
 	return strings.NewReplacer("{ADMIN}", n.admin, "{HOST}", host, "{HTTP}", port, "{TCP}", n.tcp,
-		"{BROKER}", f.form.broker(n)+"\n"+options).Replace(`{
+		"{BROKER}", f.form.broker(n)+"\n"+options, "{CHANNEL}", f.channel).Replace(`{
 	admin {ADMIN}
 	grace_period 2s
 	relay {
@@ -45,6 +46,7 @@ func (f *fleet) config(n *node, options string) string {
 		}
 		channel pay_mq_channel {
 			ack_timeout 30s
+			{CHANNEL}
 		}
 		reconnect_spread 1s
 	}

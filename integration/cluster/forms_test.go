@@ -26,15 +26,16 @@ type redisForm interface {
 	calm()
 }
 
-// forms are the forms of Redis. durability is what is demanded of each message: what makes the failures harmless.
+// forms are the forms of Redis. channel is the option that demands the durability which makes the failures harmless, if
+// the broker's configuration does not.
 var forms = []struct {
-	name       string
-	durability string
-	start      func(t *testing.T, n network) redisForm
+	name    string
+	channel string
+	start   func(t *testing.T, n network) redisForm
 }{
-	{"standalone", "aof_always", startStandalone},
-	{"sentinel", "replicas 1", startSentinel},
-	{"cluster", "replicas 1", startRedisCluster},
+	{"standalone", "durability aof_always", startStandalone},
+	{"sentinel", "", startSentinel},
+	{"cluster", "", startRedisCluster},
 }
 
 // serverArgs have a server listen for the nodes, and keep what it takes.

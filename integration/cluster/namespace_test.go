@@ -50,8 +50,9 @@ func newNamespaces(t *testing.T) (_ *namespaces, err error) {
 	if err := removeLeftovers(); err != nil {
 		return nil, err
 	}
-	n := &namespaces{name: fmt.Sprintf("rc%dx%d", os.Getpid(), networks.Add(1))}
-	if n.front, n.back, err = freeNetworks(); err != nil {
+	number := networks.Add(1)
+	n := &namespaces{name: fmt.Sprintf("rc%dx%d", os.Getpid(), number)}
+	if n.front, n.back, err = freeNetworks(int(number)); err != nil {
 		return nil, err
 	}
 	t.Cleanup(func() {
@@ -186,9 +187,9 @@ func all(calls [][]string) error {
 // dial tries a connection without much patience.
 func dial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 2*time.Second) }
 
-// freeNetworks returns two networks in 10.0.0.0/8 that nothing on this machine has an address in. They follow from the
-// process ID, so that two tests at once have different ones.
-func freeNetworks() (front, back netip.Prefix, err error) {
+// freeNetworks returns two networks in 10.0.0.0/8 that nothing on this machine has an address in, or a way to. They follow
+// from the process ID and the number, so that two tests at once have different ones.
+func freeNetworks(number int) (front, back netip.Prefix, err error) {
 	taken, err := net.InterfaceAddrs()
 	if err != nil {
 		return front, back, err
@@ -198,9 +199,9 @@ func freeNetworks() (front, back netip.Prefix, err error) {
 		return front, back, err
 	}
 	for try := range 4096 {
-		n := (os.Getpid()*2 + try*2) % (1 << 15)
+		n := (os.Getpid()*16 + number*2 + try*2) % (1 << 15)
 		pair := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(128 + n>>8), byte(n), 0}), 23)
-		if overlaps(pair, taken) || strings.Contains(routes, fmt.Sprintf("10.%d.", 128+n>>8)) {
+		if overlaps(pair, taken) || strings.Contains(routes, fmt.Sprintf("10.%d.%d.", 128+n>>8, byte(n))) {
 			continue
 		}
 		b := pair.Addr().As4()

@@ -3,11 +3,14 @@ package relaytest
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,6 +45,9 @@ type Plan struct {
 	// that time. Default: for ever.
 	Patience time.Duration
 
+	// Grace is how long Finish waits for what was accepted to be acknowledged. Default 60s.
+	Grace time.Duration
+
 	Vanishing Vanishing
 }
 
@@ -66,6 +72,7 @@ type Crew struct {
 	abandoned []net.Conn        // by clients that vanished without a word
 	connected map[string]string // where a client is registered, by destination
 	endings   []Ending
+	levels    map[string]int // how many answers named a level of durability
 }
 
 // Ending is a registered socket that ended, though its client did not want that.
@@ -80,11 +87,12 @@ func Start(ctx context.Context, t testing.TB, plan Plan) *Crew {
 	t.Helper()
 	plan.Name = cmp.Or(plan.Name, "c")
 	plan.Pace = cmp.Or(plan.Pace, 8*time.Millisecond)
+	plan.Grace = cmp.Or(plan.Grace, 60*time.Second)
 	plan.PostTimeout = cmp.Or(plan.PostTimeout, 10*time.Second)
 	if plan.PostFailed == nil {
 		plan.PostFailed = func(string) {}
 	}
-	c := &Crew{t: t, plan: plan, connected: make(map[string]string)}
+	c := &Crew{t: t, plan: plan, connected: make(map[string]string), levels: make(map[string]int)}
 	clients, stop := context.WithCancel(context.Background())
 	c.stopClient = stop
 	for i, id := range c.Destinations() {
@@ -113,18 +121,21 @@ func (c *Crew) Destinations() (all []string) {
 func (c *Crew) Connected() map[string]string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make(map[string]string, len(c.connected))
-	for id, address := range c.connected {
-		all[id] = address
-	}
-	return all
+	return maps.Clone(c.connected)
 }
 
 // Endings returns the sockets that have ended.
 func (c *Crew) Endings() []Ending {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return append([]Ending(nil), c.endings...)
+	return slices.Clone(c.endings)
+}
+
+// Durability lists the levels that answers have named, joined with commas.
+func (c *Crew) Durability() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(slices.Sorted(maps.Keys(c.levels)), ", ")
 }
 
 // Silence returns the longest time, from a moment on, in which one of these destinations got no new message.
@@ -191,6 +202,13 @@ func (c *Crew) post(client *http.Client, address, id string, n int) bool {
 	text, _ := io.ReadAll(resp.Body)
 	switch resp.StatusCode {
 	case http.StatusAccepted:
+		var answer struct{ Durability string }
+		if err := json.Unmarshal(text, &answer); err != nil {
+			c.t.Errorf("a post was answered %q: %v", text, err)
+		}
+		c.mu.Lock()
+		c.levels[answer.Durability]++
+		c.mu.Unlock()
 		return true
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 	default:
@@ -204,7 +222,7 @@ func (c *Crew) post(client *http.Client, address, id string, n int) bool {
 func (c *Crew) Finish() Findings {
 	c.t.Helper()
 	c.publishing.Wait()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(c.plan.Grace)
 	for c.trace.check().Lost > 0 && time.Now().Before(deadline) {
 		Pause(50 * time.Millisecond)
 	}

@@ -1,0 +1,38 @@
+//go:build unix
+
+package cluster
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/caddyrelay/relay/internal/redistest"
+	"github.com/caddyrelay/relay/internal/relaytest"
+)
+
+// The test must be able to find what it looks for: a Redis that forgets, and is killed while messages wait for a
+// node that is cut off.
+func TestLossIsFound(t *testing.T) {
+	net := newNetwork(t)
+	form := &standalone{t, redistest.Start(t, "--bind", net.redisHost(), "--protected-mode", "no")}
+	f := startFleet(t, net, form, "allow_volatile", t.TempDir())
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	crew := startCrew(ctx, t, f, relaytest.Plan{Grace: 3 * time.Second})
+	victim := f.nodes[0]
+	if err := victim.site.cut(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "messages to wait for the node", func() bool { return len(crew.Missing()) > 20 })
+	form.killPrimary()
+	stop()
+	if err := victim.site.heal(); err != nil {
+		t.Fatal(err)
+	}
+	if found := crew.Finish(); found.Lost == 0 {
+		t.Errorf("nothing is lost: %s", found)
+	} else {
+		t.Logf("a Redis without a file, killed while a node was cut off, durability %s: %s", crew.Durability(), found)
+	}
+}
