@@ -25,6 +25,9 @@ type fault struct {
 	// closes says which sockets may end: those of the victim, all, or none.
 	closes reach
 
+	// vanishing is what clients do meanwhile, and before.
+	vanishing relaytest.Vanishing
+
 	// calm says that the servers must agree with each other before.
 	calm bool
 }
@@ -69,6 +72,8 @@ var faults = []fault{
 	{name: "stop a node and continue it", strike: pauseNode, harms: victims, closes: victims},
 	{name: "cut a node off for less than isolate_after", strike: cutNode, harms: victims, closes: nobody},
 	{name: "cut a node off for longer than isolate_after", strike: isolateNode, harms: victims, closes: victims},
+	{name: "cut a node off while clients change nodes", strike: cutNode, harms: victims, closes: nobody,
+		vanishing: relaytest.Vanishing{Close: 60, Hang: 60}},
 	{name: "stall redis", strike: stallRedis, harms: everybody, closes: nobody, calm: true},
 	{name: "restart all nodes one after another", strike: restartAll, harms: everybody, closes: everybody},
 }

@@ -136,26 +136,26 @@ func (n *node) stop() {
 	}
 }
 
-// end is stop for a process that may have ended, or was never started.
+// end is stop for a process that may be stopped, or was never started.
 func (n *node) end() {
 	if n.cmd == nil {
 		return
 	}
 	_ = n.cmd.Process.Signal(syscall.SIGCONT)
-	select {
-	case <-n.done:
-	default:
-		n.stop()
+	if err := n.died(); err != nil {
+		n.t.Error(err)
+		return
 	}
+	n.stop()
 }
 
-// died reports whether the process ended by itself.
-func (n *node) died() bool {
+// died returns an error if the process has ended by itself.
+func (n *node) died() error {
 	select {
 	case <-n.done:
-		return true
+		return fmt.Errorf("%s ended by itself, with exit code %d (66 is a data race): see %s", n.name, n.cmd.ProcessState.ExitCode(), n.log)
 	default:
-		return false
+		return nil
 	}
 }
 
