@@ -78,6 +78,7 @@ var faults = []fault{
 	{name: "cut a node off while clients change nodes", strike: cutNode, harms: victims, closes: nobody,
 		vanishing: relaytest.Vanishing{Close: 60, Hang: 60}, rare: true},
 	{name: "stall redis", strike: stallRedis, harms: everybody, closes: nobody, calm: true},
+	{name: "kill a node and the primary", strike: killBoth, harms: everybody, closes: victims, calm: true},
 	{name: "restart all nodes one after another", strike: restartAll, harms: everybody, closes: everybody},
 }
 
@@ -100,6 +101,15 @@ func pauseNode(_ *fleet, victim *node, s scale) error {
 
 func killPrimary(f *fleet, _ *node, _ scale) error {
 	f.form.killPrimary()
+	return nil
+}
+
+// killBoth is a node that dies while nobody can note it: its sockets are taken over when Redis is back, perhaps elsewhere.
+func killBoth(f *fleet, victim *node, _ scale) error {
+	victim.kill()
+	f.form.killPrimary()
+	victim.launch(f.config(victim, ""))
+	victim.serves()
 	return nil
 }
 
