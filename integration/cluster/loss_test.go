@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,10 +22,19 @@ func TestLossIsFound(t *testing.T) {
 	defer stop()
 	crew := startCrew(ctx, t, f, relaytest.Plan{Grace: 3 * time.Second})
 	victim := f.nodes[0]
+	connected := crew.Connected()
 	if err := victim.site.cut(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "messages to wait for the node", func() bool { return len(crew.Missing()) > 20 })
+	waitFor(t, "messages to wait for the node", func() bool {
+		waiting := 0
+		for _, m := range crew.Missing() {
+			if id, _, _ := strings.Cut(m, "/"); connected[id] == victim.tcp {
+				waiting++
+			}
+		}
+		return waiting > 10
+	})
 	form.killPrimary()
 	stop()
 	if err := victim.site.heal(); err != nil {
