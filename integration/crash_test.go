@@ -74,11 +74,11 @@ func TestI2_RelayKilled(t *testing.T) {
 			crew := relaytest.Start(ctx, t, relaytest.Plan{Destinations: 12, Post: n.httpAddress, Dial: n.tcpAddress, Vanishing: relaytest.Vanishing{Close: 200}})
 			times := kills(t)
 			for range times {
-				relaytest.Pause(50*time.Millisecond + rand.N(800*time.Millisecond))
+				pauseFor(50*time.Millisecond + rand.N(800*time.Millisecond))
 				n.kill()
 				n.start(config)
 			}
-			relaytest.Pause(300 * time.Millisecond)
+			pauseFor(300 * time.Millisecond)
 			stop()
 			f := crew.Finish()
 			t.Logf("%s: relay killed %d times: %s", c.name, times, f)
@@ -100,14 +100,14 @@ func TestI2_RedisKilled(t *testing.T) {
 	crew := relaytest.Start(ctx, t, relaytest.Plan{Destinations: 12, Post: n.httpAddress, Dial: n.tcpAddress})
 	times, away := kills(t), time.Duration(0)
 	for range times {
-		relaytest.Pause(100*time.Millisecond + rand.N(800*time.Millisecond))
+		pauseFor(100*time.Millisecond + rand.N(800*time.Millisecond))
 		killed := time.Now()
 		server.Kill()
-		relaytest.Pause(rand.N(300 * time.Millisecond))
+		pauseFor(rand.N(300 * time.Millisecond))
 		server.Restart()
 		away = max(away, time.Since(killed))
 	}
-	relaytest.Pause(300 * time.Millisecond)
+	pauseFor(300 * time.Millisecond)
 	stop()
 	ended := n.metric(`caddy_relay_ended_total{reason="client_closed"}`)
 	f := crew.Finish()

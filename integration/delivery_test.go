@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/caddyrelay/relay/internal/redistest"
-	"github.com/caddyrelay/relay/internal/relaytest"
 )
 
 // storedConfig is a whole configuration with one at_least_once channel: options are those of the channel, publish
@@ -453,7 +452,7 @@ func TestPlainClientsFinishWhatTheyAnswer(t *testing.T) {
 				if _, err := io.WriteString(s.conn, "PING\n"); err != nil {
 					return
 				}
-				relaytest.Pause(200 * time.Millisecond)
+				pauseFor(200 * time.Millisecond)
 			}
 		}
 		mid := n.request("POST", "/pay/01", "payment 1").mid()
@@ -506,7 +505,7 @@ func TestI8_StoredDuringTheReload(t *testing.T) {
 			if a := n.request("POST", "/pay/09", "x"); accepted == "" && a.status == http.StatusAccepted {
 				accepted = a.mid()
 			}
-			relaytest.Pause(100 * time.Millisecond)
+			pauseFor(100 * time.Millisecond)
 		}
 	}
 }

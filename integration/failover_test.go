@@ -31,12 +31,12 @@ func TestI2_SentinelFailovers(t *testing.T) {
 		if i > 0 {
 			s.Settle()
 		}
-		relaytest.Pause(500*time.Millisecond + rand.N(500*time.Millisecond))
+		pauseFor(500*time.Millisecond + rand.N(500*time.Millisecond))
 		began := time.Now()
 		s.Failover()
 		longest = max(longest, time.Since(began))
 	}
-	relaytest.Pause(time.Second)
+	pauseFor(time.Second)
 	stop()
 	ended := b.metric(`caddy_relay_ended_total{reason="client_closed"}`) + b.metric(`caddy_relay_ended_total{reason="taken_over"}`)
 	f := crew.Finish()
