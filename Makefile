@@ -4,6 +4,7 @@ GO ?= go
 FUZZTIME ?= 30s
 KILLS ?= 200
 FAILOVERS ?= 20
+ROUNDS ?= 3
 PLATFORMS = linux/amd64 linux/arm64 darwin/arm64 windows/amd64
 MODULES = relay http.handlers.relay_publish layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
 
@@ -44,7 +45,8 @@ crash: deps ## kill the relay, redis-server and clients KILLS (200) times each, 
 	CRASH_KILLS=$(KILLS) $(GO) test -v -timeout 120m -count=1 -run 'TestI2_RelayKilled|TestI2_RedisKilled|TestI5_ClientsVanish' ./integration
 
 .PHONY: chaos
-chaos: deps ## have the Sentinels promote another primary FAILOVERS (20) times, and check that nothing is lost
+chaos: deps ## harm three nodes and each form of Redis in every way, ROUNDS (3) times; and FAILOVERS (20) failovers
+	CHAOS_ROUNDS=$(ROUNDS) $(GO) test -race -v -timeout 120m -count=1 ./integration/cluster
 	FAILOVERS=$(FAILOVERS) $(GO) test -v -timeout 60m -count=1 -run 'TestI2_SentinelFailovers' ./integration
 
 .PHONY: properties

@@ -39,19 +39,21 @@ type room struct {
 
 // rooms is the dependency table of docs/architecture.md. Imports point one way: down this list.
 var rooms = map[string]room{
-	"":                   {[]string{module + "/caddyrelay", module + "/l4relay"}, "the root only registers the modules"},
-	"cmd/caddy":          {[]string{caddy, caddyL4, module}, "the binary only puts modules together"},
-	"l4relay":            {[]string{module + "/caddyrelay", caddy, caddyL4, xsys}, "caddy-l4's face knows sockets only through caddyrelay"},
-	"caddyrelay":         {[]string{module + "/broker", module + "/internal", caddy, zap, prom, humanize, cobra}, "Caddy's face must not need caddy-l4, nor a broker's driver"},
-	"broker/boltbroker":  {[]string{brokerPkg, bbolt}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
-	"broker/redisbroker": {[]string{brokerPkg, goRedis}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
-	"broker/brokertest":  {[]string{brokerPkg, rapid}, "the suite knows the contract only, so that every broker can run it"},
-	"broker":             {nil, "the vocabulary depends on nothing"},
-	"internal/hub":       {[]string{brokerPkg, module + "/internal/wire"}, "the hub knows no Caddy, no HTTP and no driver"},
-	"internal/wire":      {nil, "pure functions over bytes depend on nothing"},
-	"internal/redistest": {[]string{module + "/internal/freeport"}, "tests of every package may use it"},
-	"internal/freeport":  {nil, "tests of every package may use it"},
-	"integration":        {nil, "it has tests only"},
+	"":                    {[]string{module + "/caddyrelay", module + "/l4relay"}, "the root only registers the modules"},
+	"cmd/caddy":           {[]string{caddy, caddyL4, module}, "the binary only puts modules together"},
+	"l4relay":             {[]string{module + "/caddyrelay", caddy, caddyL4, xsys}, "caddy-l4's face knows sockets only through caddyrelay"},
+	"caddyrelay":          {[]string{module + "/broker", module + "/internal", caddy, zap, prom, humanize, cobra}, "Caddy's face must not need caddy-l4, nor a broker's driver"},
+	"broker/boltbroker":   {[]string{brokerPkg, bbolt}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
+	"broker/redisbroker":  {[]string{brokerPkg, goRedis}, "a broker knows the contract and its own driver: never the hub, Caddy, or another broker"},
+	"broker/brokertest":   {[]string{brokerPkg, rapid}, "the suite knows the contract only, so that every broker can run it"},
+	"broker":              {nil, "the vocabulary depends on nothing"},
+	"internal/hub":        {[]string{brokerPkg, module + "/internal/wire"}, "the hub knows no Caddy, no HTTP and no driver"},
+	"internal/wire":       {nil, "pure functions over bytes depend on nothing"},
+	"internal/redistest":  {[]string{module + "/internal/freeport"}, "tests of every package may use it"},
+	"internal/relaytest":  {nil, "tests of every package may use it"},
+	"internal/freeport":   {nil, "tests of every package may use it"},
+	"integration":         {nil, "it has tests only"},
+	"integration/cluster": {nil, "it has tests only"},
 }
 
 // exact names imports that are meant without what is below them.

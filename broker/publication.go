@@ -25,6 +25,7 @@ import (
 type Publication struct {
 	payload []byte
 	message *Message
+	stored  bool
 	err     error
 }
 
@@ -41,6 +42,16 @@ func FromMessage(m *Message) (*Publication, error) {
 	return &Publication{message: m}, nil
 }
 
+// FromStored is [FromMessage] for a message that is in a store already. The publication says so, and
+// whoever stores what it hears must leave it alone: see [Publication.Stored].
+func FromStored(m *Message) (*Publication, error) {
+	p, err := FromMessage(m)
+	if err == nil {
+		p.stored = true
+	}
+	return p, err
+}
+
 // FromPayload returns the publication of the bytes that somebody published, which
 // must not change afterwards. They may be anything.
 func FromPayload(payload []byte) *Publication {
@@ -50,7 +61,7 @@ func FromPayload(payload []byte) *Publication {
 // Payload returns the bytes to publish.
 func (p *Publication) Payload() []byte {
 	if p.payload == nil && p.message != nil {
-		p.payload = appendPayload(nil, p.message)
+		p.payload = appendPayload(nil, p.message, p.stored)
 	}
 	return p.payload
 }
@@ -62,9 +73,16 @@ func (p *Publication) Payload() []byte {
 // so each node knows it by another MID.
 func (p *Publication) Message() (*Message, error) {
 	if p.message == nil && p.err == nil {
-		p.message, p.err = parsePayload(p.payload)
+		p.message, p.stored, p.err = parsePayload(p.payload)
 	}
 	return p.message, p.err
+}
+
+// Stored reports whether a relay published this for those who only listen, having stored it first: were it
+// stored again, its destination would get it twice. False for what has no message.
+func (p *Publication) Stored() bool {
+	_, _ = p.Message()
+	return p.stored
 }
 
 // extra is the third member of the payload. Its fields are a format that other
@@ -76,6 +94,7 @@ type extra struct {
 	Ref         string            `json:"ref,omitempty"`
 	Source      string            `json:"source,omitempty"`
 	Headers     map[string]string `json:"headers,omitempty"`
+	Stored      bool              `json:"stored,omitempty"` // see FromStored
 }
 
 // maxDepth is how deep a JSON body may be nested. encoding/json reads 10 000 levels, and the body travels
@@ -113,7 +132,7 @@ func IsJSON(contentType string) bool {
 // appendPayload relies on CheckBody. It writes a JSON body as it stands: going
 // through json.Marshal would change its bytes (it compacts, and turns < into \u003c),
 // and a back end that checks a signature over them would refuse the payment.
-func appendPayload(dst []byte, m *Message) []byte {
+func appendPayload(dst []byte, m *Message, stored bool) []byte {
 	dst = append(dst, `{"id":`...)
 	dst = appendString(dst, m.ID)
 	dst = append(dst, `,"msg":`...)
@@ -125,7 +144,7 @@ func appendPayload(dst []byte, m *Message) []byte {
 	dst = append(dst, `,"relay":`...)
 	x, err := json.Marshal(extra{
 		MID: m.MID, Time: m.Time.UnixMilli(), ContentType: m.ContentType,
-		Ref: m.Ref, Source: m.Source, Headers: m.Headers,
+		Ref: m.Ref, Source: m.Source, Headers: m.Headers, Stored: stored,
 	})
 	if err != nil { // strings and numbers only: cannot happen
 		panic(err)
@@ -146,22 +165,23 @@ func appendString(dst []byte, s string) []byte {
 	return bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 }
 
-func parsePayload(payload []byte) (*Message, error) {
+func parsePayload(payload []byte) (m *Message, stored bool, err error) {
 	idText, body, more, err := members(payload)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	id, err := ParseID(idText)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotForSockets, err)
+		return nil, false, fmt.Errorf("%w: %w", ErrNotForSockets, err)
 	}
-	m := &Message{ID: id}
+	m = &Message{ID: id}
 	if more != nil {
 		var x extra
 		// Another program's "relay" member may be anything: then it is none of ours.
 		if json.Unmarshal(more, &x) == nil && x.MID != "" {
 			m.MID, m.ContentType, m.Ref, m.Source, m.Headers = x.MID, x.ContentType, x.Ref, x.Source, x.Headers
 			m.Time = time.UnixMilli(x.Time)
+			stored = x.Stored
 		}
 	}
 	if m.MID == "" {
@@ -171,13 +191,13 @@ func parsePayload(payload []byte) (*Message, error) {
 	if body[0] == '"' && !IsJSON(m.ContentType) {
 		var s string
 		if err := json.Unmarshal(body, &s); err != nil {
-			return nil, fmt.Errorf("%w: msg: %w", ErrNotForSockets, err)
+			return nil, false, fmt.Errorf("%w: msg: %w", ErrNotForSockets, err)
 		}
 		m.Body = []byte(s)
 	} else if m.ContentType == "" {
 		m.ContentType = "application/json"
 	}
-	return m, nil
+	return m, stored, nil
 }
 
 // ParseID returns the destination that a JSON string or number names. A number counts as

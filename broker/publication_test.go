@@ -230,3 +230,38 @@ func TestParseID(t *testing.T) {
 		}
 	}
 }
+
+// What was stored says so to other relays, and reads the same to other programs.
+func TestStoredPublication(t *testing.T) {
+	m := &Message{MID: "M", ID: "01", Time: accepted, ContentType: "text/plain", Body: []byte("hi")}
+	plain, err := FromMessage(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := FromStored(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		p    *Publication
+		want bool
+	}{
+		{plain, false},
+		{stored, true},
+		{FromPayload(plain.Payload()), false},
+		{FromPayload(stored.Payload()), true},
+		{FromPayload([]byte(`{"id":"01","msg":1}`)), false},
+		{FromPayload([]byte(`{"id":"01","msg":1,"relay":{"stored":true}}`)), false}, // not a relay's: it has no mid
+		{FromPayload([]byte(`not JSON`)), false},
+	} {
+		if c.p.Stored() != c.want {
+			t.Errorf("%s: %v", c.p.Payload(), !c.want)
+		}
+	}
+	if !bytes.HasPrefix(stored.Payload(), []byte(`{"id":"01","msg":"hi","relay":{`)) {
+		t.Errorf("%s", stored.Payload())
+	}
+	if _, err := FromStored(&Message{Body: []byte{0xff}}); err == nil {
+		t.Error("bytes that are no text were published")
+	}
+}

@@ -110,6 +110,13 @@ type Store interface {
 	// Drop removes a dead letter for good. Its record says [StateErased] from then on.
 	Drop(ctx context.Context, mid string) error
 
+	// Online says who has a mailbox. [ErrNotFound] if nobody has.
+	Online(ctx context.Context, channel, id string) (Presence, error)
+
+	// Presence returns a page of those who have mailboxes of a channel, in no order. Those that come or go meanwhile may be
+	// missing or there twice; all others are there once over all pages.
+	Presence(ctx context.Context, channel string, q PresenceQuery) (PresencePage, error)
+
 	// Usage says what is kept for each channel that anything is kept for, whether or not it has a
 	// policy. Counts of a large store may be a few seconds old.
 	Usage(ctx context.Context) (map[string]Usage, error)
@@ -243,6 +250,9 @@ type AttachOptions struct {
 
 	// Window is how many messages the owner may have in flight. Default 1.
 	Window int
+
+	// Address is the owner's peer, for [Presence]. At most 128 bytes of it are kept.
+	Address string
 
 	// Limit and Bytes bound the first page. Defaults Window and 1 MiB.
 	Limit, Bytes int

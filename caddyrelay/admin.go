@@ -21,6 +21,8 @@ func init() { caddy.RegisterModule(new(Admin)) }
 // Admin is the relay's part of Caddy's admin endpoint:
 //
 //	GET    /relay/channels                            what is kept of each channel
+//	GET    /relay/presence/{channel}                  who is online, on any node: ?after= &limit=
+//	GET    /relay/presence/{channel}/{id}             who has one destination
 //	GET    /relay/messages/{mid}                      what is known of a message; ?body shows the content too
 //	DELETE /relay/messages/{mid}                      take a message back that no back end has seen
 //	GET    /relay/dead/{channel}                      dead letters, oldest first: ?id= &reason= &before= &after= &limit=
@@ -41,6 +43,8 @@ func (*Admin) Routes() []caddy.AdminRoute {
 	mux := http.NewServeMux()
 	for pattern, handle := range map[string]func(*node, http.ResponseWriter, *http.Request) error{
 		"GET /relay/channels":                     adminChannels,
+		"GET /relay/presence/{channel}":           adminPresence,
+		"GET /relay/presence/{channel}/{id}":      adminOnline,
 		"GET /relay/messages/{mid}":               adminMessage,
 		"DELETE /relay/messages/{mid}":            adminCancel,
 		"GET /relay/dead/{channel}":               adminDead,

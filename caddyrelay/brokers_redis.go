@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -274,7 +275,9 @@ func (b *RedisBroker) sentinels() (all []string) {
 
 // Open implements [BrokerModule].
 func (b *RedisBroker) Open(logger *slog.Logger) (broker.Broker, error) {
+	host, _ := os.Hostname() // without, it has a random name
 	return redisbroker.New(redisbroker.Options{
+		Node:    host,
 		Network: b.network, Address: b.addr, Sentinels: b.sentinels(), MasterName: b.MasterName, DB: b.Database, Prefix: b.Prefix, Settings: b.settings, Logger: logger,
 	})
 }

@@ -102,7 +102,7 @@ func (n *node) publishValue(ctx context.Context, from *generation, channel strin
 		return fmt.Errorf("%w: channel %s is at_least_once: it has no broadcast", broker.ErrRefused, channel)
 	}
 	m.MID, m.Channel, m.Source, m.Time = broker.NewMessageID(channel, m.ID, ""), channel, "bus", time.Now()
-	_, err = n.append(ctx, from, m, broker.AppendOptions{})
+	_, err = n.keep(ctx, from, m, broker.AppendOptions{})
 	return err
 }
 

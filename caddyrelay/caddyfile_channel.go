@@ -13,6 +13,7 @@ import (
 //	channel <name> {
 //		delivery              at_least_once | at_most_once
 //		redis_channel         <name>
+//		classic               in | out | both | off
 //		retention             <duration>
 //		dedupe                <duration>
 //		receipts              <duration>
@@ -53,6 +54,7 @@ func (c *Channel) unmarshalOption(d *caddyfile.Dispenser) error {
 	option := d.Val()
 	words := map[string]*string{
 		"delivery": &c.Delivery, "redis_channel": &c.RedisChannel, "order": &c.Order, "durability": &c.Durability,
+		"classic":         &c.Classic,
 		"on_duplicate_id": &c.OnDuplicateID,
 	}
 	durations := map[string]*caddy.Duration{

@@ -32,10 +32,22 @@ type Channel struct {
 	// "*" reaches every socket of the channel.
 	Delivery string `json:"delivery,omitempty"`
 
-	// The name of the Redis publish/subscribe channel of an at_most_once channel. Default: the
-	// channel's own name, without any prefix, so that programs that know nothing of the
-	// relay share it. The embedded broker takes it as the name for listeners on the bus.
+	// The name of the Redis publish/subscribe channel of an at_most_once channel, or of one with
+	// classic. Default: the channel's own name, without any prefix, so that programs that know
+	// nothing of the relay share it. The embedded broker takes it as the name for listeners on the bus.
 	RedisChannel string `json:"redis_channel,omitempty"`
+
+	// For an at_least_once channel on Redis, while programs that publish or subscribe on the Redis
+	// channel redis_channel are replaced by the relay, one by one:
+	//
+	// in: what they publish is stored, as if it had been posted. One node does it at a time.
+	//
+	// out: what is posted here is also published there, at most once, after it was stored.
+	//
+	// both: in and out. What was published by out is never taken in.
+	//
+	// off, the default: neither.
+	Classic string `json:"classic,omitempty"`
 
 	// How long a message waits for its destination. Then it becomes a dead letter, with its
 	// body. Default 72h.
@@ -134,8 +146,8 @@ func (c *Channel) check(name string) error {
 }
 
 func (c *Channel) checkStored() error {
-	if c.RedisChannel != "" {
-		return errors.New("redis_channel belongs to delivery at_most_once: take it out, or write \"delivery at_most_once\"")
+	if err := c.checkClassic(); err != nil {
+		return err
 	}
 	if c.Order != "" && c.Order != "strict" && c.Order != "relaxed" {
 		return fmt.Errorf("unknown order %q: write strict or relaxed", c.Order)
@@ -167,6 +179,10 @@ var attachModes = map[string]broker.AttachMode{
 }
 
 func (c *Channel) checkUnstored() error {
+	if c.Classic != "" && c.Classic != classicOff {
+		return errors.New("classic belongs to delivery at_least_once, as an at_most_once channel is on the Redis channel itself: " +
+			"take it out, or write \"delivery at_least_once\"")
+	}
 	if c.OnDuplicateID != "" && c.OnDuplicateID != "broadcast" {
 		return fmt.Errorf("on_duplicate_id %s belongs to delivery at_least_once; on an at_most_once channel all sockets of an ID "+
 			"get every message: take it out, or write \"on_duplicate_id broadcast\"", c.OnDuplicateID)
@@ -225,7 +241,7 @@ func (c *Channel) delivery(store broker.Store) hub.Delivery {
 	}
 }
 
-// topic is the name of an at_most_once channel at the broker.
+// topic is the name of the channel at the broker, for publish and subscribe.
 func (c *Channel) topic(name string) string {
 	if c.RedisChannel != "" {
 		return c.RedisChannel

@@ -25,6 +25,7 @@ type channelCounts struct {
 	drops      throttle
 
 	storeErrors throttle
+	classic     classicCounts
 	fights      throttle
 }
 

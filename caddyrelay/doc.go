@@ -6,6 +6,7 @@
 //
 //   - app.go: the app, its JSON, and its life from Provision to Cleanup.
 //   - node.go, generation.go: what outlives a reload.
+//   - classic*.go: programs that publish and subscribe in Redis beside an at_least_once channel.
 //   - feed.go: one broker channel as this node hears it.
 //   - channel.go, brokers.go, secret.go: parts of the configuration.
 //   - caddyfile*.go: the Caddyfile's side of these.

@@ -27,10 +27,11 @@ type generation struct {
 	started, stopped chan struct{}
 
 	// Set by Start before the generation rules, fixed from then on.
-	routes map[string]*feed // by channel
+	routes map[string]*feed // by channel; at_most_once ones only
 
 	// Guarded by node.mu.
 	feeds     map[string]*feed // by topic; each is held once
+	intakes   []*intake        // of channels with classic in
 	listeners []*busListener   // on the bus
 	released  bool             // it takes no more listeners
 }

@@ -42,6 +42,7 @@ var (
 	descEnded     = desc("ended_total", "Sockets that ended, by reason.", "reason")
 	descProven    = desc("channel_proven", "1 while this node is known to hear the channel.", "channel")
 	descLost      = desc("broker_lost_total", "Times that the broker was lost after it had been heard.")
+	descAway      = desc("broker_away_seconds_total", "How long the broker was lost in all, until delivery went on; runs while it is lost.")
 	descRoundTrip = desc("broker_probe_seconds", "How long the last probe took through the broker and back; 0 if there is none.")
 	descMissed    = desc("listener_dropped_total", "Publications that a slow listener on the bus missed.")
 	descPanics    = desc("listener_panics_total", "Panics of listeners on the bus.")
@@ -59,6 +60,11 @@ var (
 	descMailboxes  = desc("mailboxes", "Destinations that have unfinished messages.", "channel")
 	descRecords    = desc("records", "Messages that the store knows, finished or not.", "channel")
 	descDead       = desc("dead_letters", "Dead letters in the store.", "channel")
+	descTaken      = desc("classic_taken_total", "Publications of other programs that this node stored.", "channel")
+	descUntaken    = desc("classic_skipped_total", "Publications of other programs that this node could not store, by reason.", "channel", "reason")
+	descMirrored   = desc("classic_mirrored_total", "Stored messages that were published for old subscribers.", "channel")
+	descUnmirrored = desc("classic_unmirrored_total", "Stored messages that could not be published for old subscribers.", "channel")
+	descCharge     = desc("classic_in_charge", "1 while this node is the one that stores what other programs publish.", "channel")
 	descOldest     = desc("oldest_pending_seconds", "How long the oldest unfinished message has been waiting, roughly.", "channel")
 )
 
@@ -66,9 +72,10 @@ var (
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPublished, descRefused, descInvalid, descPushed, descDropped, descSessions, descSockets, descEnded,
-		descProven, descLost, descRoundTrip, descMissed, descPanics,
+		descProven, descLost, descAway, descRoundTrip, descMissed, descPanics,
 		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descFights, descReady, descPending, descBytes,
 		descMailboxes, descRecords, descDead, descOldest,
+		descTaken, descUntaken, descMirrored, descUnmirrored, descCharge,
 	} {
 		out <- d
 	}
@@ -107,11 +114,15 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for name, f := range g.routes {
 			s.gauge(descProven, boolean(f.err() == nil), name)
 		}
+		for name, heard := range c.node.hears(g) {
+			s.gauge(descProven, boolean(heard), name)
+		}
 		if g.store != nil {
 			s.store(g)
 		}
 	}
 	s.counter(descLost, redis.Lost)
+	s <- prometheus.MustNewConstMetric(descAway, prometheus.CounterValue, redis.Away.Seconds())
 	s.gauge(descRoundTrip, redis.RoundTrip.Seconds())
 	s.hub(c.node.hub.Stats(names...))
 	for _, name := range names {
@@ -122,9 +133,20 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for r := range refusals {
 			s.counter(descRefused, cc.refused[r].Load(), name, r.String())
 		}
+		s.classic(name, &cc.classic, c.node.inCharge(name))
 	}
 	s.counter(descMissed, c.node.counts.listenerDropped.Load())
 	s.counter(descPanics, c.node.counts.listenerPanics.Load())
+}
+
+func (s sender) classic(name string, c *classicCounts, charge bool) {
+	s.counter(descTaken, c.taken.Load(), name)
+	for u := range unfits {
+		s.counter(descUntaken, c.skipped[u].Load(), name, u.String())
+	}
+	s.counter(descMirrored, c.mirrored.Load(), name)
+	s.counter(descUnmirrored, c.unmirrored.Load(), name)
+	s.gauge(descCharge, boolean(charge), name)
 }
 
 func (s sender) hub(st hub.Stats) {

@@ -48,6 +48,7 @@ type node struct {
 	numbered    uint64
 	generations []*generation // started and not stopped, oldest first
 	feeds       map[feedKey]*feed
+	intakes     map[intakeKey]*intake
 }
 
 // errUnknownChannel says that the running configuration has no such channel.
@@ -133,14 +134,22 @@ func (n *node) start(g *generation) error {
 	}
 	n.generations = append(n.generations, g)
 	n.rule()
+	for _, i := range g.intakes {
+		i.enable(g)
+	}
 	close(g.started)
 	go n.watchIsolation(g)
 	return nil
 }
 
+// provable is something that hears a channel of the broker.
+type provable interface {
+	err() error // why it does not hear, or nil
+}
+
 // acquireAllLocked acquires the feeds of g's channels and listeners, and returns those that nobody had
 // before. It must be called with n.mu held.
-func (n *node) acquireAllLocked(g *generation) (fresh []*feed, err error) {
+func (n *node) acquireAllLocked(g *generation) (fresh []provable, err error) {
 	// Settings such as a password are needed by the first dial already.
 	if len(n.generations) == 0 || n.generations[len(n.generations)-1].broker != g.broker {
 		g.app.brokerModule.Apply(g.broker)
@@ -161,6 +170,14 @@ func (n *node) acquireAllLocked(g *generation) (fresh []*feed, err error) {
 		return f, nil
 	}
 	for name, c := range g.channels {
+		if c.takesIn() {
+			i, err := n.acquireIntakeLocked(g.broker.(classicBroker), name, c.topic(name))
+			if err != nil {
+				return nil, fmt.Errorf("channel %s: %w", name, err)
+			}
+			g.intakes = append(g.intakes, i)
+			fresh = append(fresh, i)
+		}
 		if c.stores() {
 			continue
 		}
@@ -180,7 +197,7 @@ func (n *node) acquireAllLocked(g *generation) (fresh []*feed, err error) {
 
 // awaitProven gives a broker or a channel that a reload brings the time to connect, so that
 // publishers notice nothing. One that cannot be reached does not hold the reload up for long.
-func awaitProven(feeds []*feed) {
+func awaitProven(feeds []provable) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -213,6 +230,7 @@ func (n *node) rule() {
 
 // stop takes g back. The sockets that the generation which rules now does not serve get a goodbye.
 func (n *node) stop(g *generation) {
+	n.finishIntakes(g)
 	n.mu.Lock()
 	i := slices.Index(n.generations, g)
 	if i < 0 {
@@ -258,8 +276,12 @@ func (n *node) release(g *generation) error {
 		n.releaseLocked(g.broker, f)
 	}
 	g.feeds, g.released = nil, true
+	intakes := n.releaseIntakesLocked(g)
 	close(g.stopped)
 	n.mu.Unlock()
+	for _, i := range intakes {
+		i.close()
+	}
 	for _, l := range listeners {
 		l.stop()
 	}

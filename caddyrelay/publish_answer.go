@@ -43,7 +43,7 @@ func (n *node) accept(ctx context.Context, from *generation, m *broker.Message, 
 			m.MID = broker.NewMessageID(m.Channel, m.ID, o.Key)
 		}
 		out.store = g.store
-		out.Stored, err = n.append(ctx, from, m, o)
+		out.Stored, err = n.keep(ctx, from, m, o)
 		return out, err
 	}
 	m.MID = broker.NewMID()

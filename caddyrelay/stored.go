@@ -39,6 +39,9 @@ func (g *generation) findStore() error {
 			"write \"delivery at_most_once\" in every channel, or use broker embedded or redis", g.app.brokerModule.CaddyModule().ID.Name())
 	}
 	g.store = store
+	if err := g.checkClassic(); err != nil {
+		return err
+	}
 	best := g.app.brokerModule.Proves()
 	for name, c := range g.channels {
 		if demanded := broker.Durability(c.Durability); c.stores() && !best.Meets(demanded) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddyrelay/relay/internal/redistest"
+	"github.com/caddyrelay/relay/internal/relaytest"
 )
 
 // kills is how often something is killed in one run: a few times in CI, CRASH_KILLS times in "make crash".
@@ -70,7 +71,7 @@ func TestI2_RelayKilled(t *testing.T) {
 			n.start(config)
 			ctx, stop := context.WithCancel(context.Background())
 			defer stop()
-			crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{close: 200})
+			crew := relaytest.Start(ctx, t, relaytest.Plan{Destinations: 12, Post: n.httpAddress, Dial: n.tcpAddress, Vanishing: relaytest.Vanishing{Close: 200}})
 			times := kills(t)
 			for range times {
 				pauseFor(50*time.Millisecond + rand.N(800*time.Millisecond))
@@ -79,9 +80,9 @@ func TestI2_RelayKilled(t *testing.T) {
 			}
 			pauseFor(300 * time.Millisecond)
 			stop()
-			f := crew.finish()
+			f := crew.Finish()
 			t.Logf("%s: relay killed %d times: %s", c.name, times, f)
-			if f.faults() > 0 || f.accepted == 0 {
+			if f.Faults() > 0 || f.Accepted == 0 {
 				t.Error("the promises were broken")
 			}
 		})
@@ -96,7 +97,7 @@ func TestI2_RedisKilled(t *testing.T) {
 	n.start(atLeastOnce("broker redis {\n\t\t\taddress "+server.Addr()+"\n\t\t}", "durability aof_always"))
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{})
+	crew := relaytest.Start(ctx, t, relaytest.Plan{Destinations: 12, Post: n.httpAddress, Dial: n.tcpAddress})
 	times, away := kills(t), time.Duration(0)
 	for range times {
 		pauseFor(100*time.Millisecond + rand.N(800*time.Millisecond))
@@ -109,9 +110,9 @@ func TestI2_RedisKilled(t *testing.T) {
 	pauseFor(300 * time.Millisecond)
 	stop()
 	ended := n.metric(`caddy_relay_ended_total{reason="client_closed"}`)
-	f := crew.finish()
+	f := crew.Finish()
 	t.Logf("redis-server killed %d times, and away for up to %.2fs: %s", times, away.Seconds(), f)
-	if f.faults() > 0 || f.accepted == 0 {
+	if f.Faults() > 0 || f.Accepted == 0 {
 		t.Error("the promises were broken")
 	}
 	if ended > 0 {
@@ -125,13 +126,13 @@ func TestI5_ClientsVanish(t *testing.T) {
 	n.start(atLeastOnce("broker embedded", "ack_timeout 5s"))
 	ctx, stop := context.WithTimeout(context.Background(), 3*time.Second)
 	defer stop()
-	crew := startCrew(ctx, t, n.httpAddress, n.tcpAddress, 12, vanishing{close: 50, hang: 20})
-	f := crew.finish()
+	crew := relaytest.Start(ctx, t, relaytest.Plan{Destinations: 12, Post: n.httpAddress, Dial: n.tcpAddress, Vanishing: relaytest.Vanishing{Close: 50, Hang: 20}})
+	f := crew.Finish()
 	t.Logf("clients vanish: %s", f)
-	if f.faults() > 0 || f.accepted == 0 {
+	if f.Faults() > 0 || f.Accepted == 0 {
 		t.Error("the promises were broken")
 	}
-	if f.duplicates == 0 {
+	if f.Duplicates == 0 {
 		t.Error("no client vanished with a message in its hands: the test shows nothing")
 	}
 }

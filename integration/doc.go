@@ -10,6 +10,8 @@
 //   - load_test.go: many sockets and senders, and the books that are kept on them.
 //   - redis_test.go: several nodes, other publishers, Redis that fails.
 //   - node_test.go: Node programs with the original's calls, beside and instead of our nodes.
+//   - migrate_node_test.go: the migration page, step by step; shop_test.go: senders and back ends that move.
+//   - classic_test.go: who takes in what other programs publish.
 //   - command_test.go: the commands "caddy relay listen" and "caddy relay publish".
 //   - badinput_test.go: what each kind of bad input gets.
 //   - adapt_test.go: golden files for the Caddyfile's JSON and for error texts.

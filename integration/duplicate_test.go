@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -78,4 +79,40 @@ func TestI8_Isolation(t *testing.T) {
 	if lines := n.log.lines("the store has been out of reach for so long that the sockets are asked to try another node; see why this node cannot reach it"); len(lines) != 1 {
 		t.Errorf("%d log lines", len(lines))
 	}
+}
+
+// Any node tells who is online, and where.
+func TestPresence(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	redis := "broker redis {\n\t\t\taddress " + server.Addr() + "\n\t\t}"
+	a, b := newNode(t), newNode(t)
+	a.start(atLeastOnce(redis, ""))
+	b.start(atLeastOnce(redis, ""))
+	first := connectJSON(t, a.tcp, "01")
+	connectJSON(t, b.tcp, "ü%2F/x")
+	presence := func(n *node, path string) answer {
+		t.Helper()
+		req, err := http.NewRequest(http.MethodGet, "http://"+n.admin+"/relay/presence/pay_mq_channel"+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return do(t, req)
+	}
+	for _, n := range []*node{a, b} {
+		got := presence(n, "/01")
+		if got.status != 200 || got.fields["id"] != "01" || got.fields["address"] != first.conn.LocalAddr().String() || got.fields["window"] != 16.0 || got.fields["node"] == "" {
+			t.Errorf("%+v", got)
+		}
+		if got := presence(n, ""); got.status != 200 || len(got.fields["online"].([]any)) != 2 {
+			t.Errorf("%+v", got)
+		}
+		if got := presence(n, "/02"); got.status != 404 {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := presence(a, "?limit=0"); got.status != 400 {
+		t.Errorf("%+v", got)
+	}
+	first.conn.Close()
+	b.wait("the socket to be offline", func() bool { return presence(b, "/01").status == 404 })
 }

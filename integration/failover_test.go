@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/caddyrelay/relay/internal/redistest"
+	"github.com/caddyrelay/relay/internal/relaytest"
 )
 
 // I1, I2, I3, I9: the primary is killed at random moments, and Sentinels promote a replica. What was accepted was
@@ -24,7 +25,7 @@ func TestI2_SentinelFailovers(t *testing.T) {
 	b.start(config)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	crew := startCrew(ctx, t, a.httpAddress, b.tcpAddress, 12, vanishing{})
+	crew := relaytest.Start(ctx, t, relaytest.Plan{Destinations: 12, Post: a.httpAddress, Dial: b.tcpAddress})
 	times, longest := failovers(t), time.Duration(0)
 	for i := range times {
 		if i > 0 {
@@ -38,9 +39,9 @@ func TestI2_SentinelFailovers(t *testing.T) {
 	pauseFor(time.Second)
 	stop()
 	ended := b.metric(`caddy_relay_ended_total{reason="client_closed"}`) + b.metric(`caddy_relay_ended_total{reason="taken_over"}`)
-	f := crew.finish()
+	f := crew.Finish()
 	t.Logf("%d failovers, the longest until the old primary was a replica took %.2fs: %s", times, longest.Seconds(), f)
-	if f.faults() > 0 || f.accepted == 0 {
+	if f.Faults() > 0 || f.Accepted == 0 {
 		t.Error("the promises were broken")
 	}
 	if ended > 0 {

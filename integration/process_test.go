@@ -27,6 +27,7 @@ import (
 
 	_ "github.com/caddyrelay/relay"
 	"github.com/caddyrelay/relay/internal/freeport"
+	"github.com/caddyrelay/relay/internal/relaytest"
 )
 
 // caddyBinary is built once for all tests, with the race detector.
@@ -265,6 +266,9 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// pauseFor is the pace of somebody who takes part in a run, not a wait for something to happen.
+func pauseFor(d time.Duration) { relaytest.Pause(d) }
 
 // header is the global options that every test's configuration begins with.
 const header = "admin {ADMIN}\n"

@@ -309,7 +309,7 @@ func TestDocumentedRights(t *testing.T) {
 	n := newNode(t)
 	n.env = []string{"REDIS_PASSWORD=password"}
 	redis := "broker redis {\n\t\t\taddress " + server.Addr() + "\n\t\t\tusername relay\n\t\t\tpassword {env.REDIS_PASSWORD}\n\t\t}"
-	n.start(storedConfig(redis, "ack_timeout 5s", ""))
+	n.start(storedConfig(redis, "ack_timeout 5s\nclassic both", ""))
 	s := connectJSON(t, n.tcp, "01")
 	a := n.request(http.MethodPost, "/pay/01", "stored", "Idempotency-Key: k")
 	if a.status != http.StatusAccepted {
@@ -319,6 +319,12 @@ func TestDocumentedRights(t *testing.T) {
 	s.awaitLine("stored")
 	s.say(`{"op":"ack","mid":"%s"}`, mid)
 	n.state(mid, "acked")
+	n.wait("the node to be in charge", func() bool { return n.metric(inCharge) == 1 })
+	server.CLI("PUBLISH", "pay_mq_channel", `{"id":"01","msg":"from another program"}`)
+	s.awaitLine("from another program")
+	if n := n.metric(`caddy_relay_classic_mirrored_total{channel="pay_mq_channel"}`); n != 1 {
+		t.Errorf("%v messages were mirrored", n)
+	}
 	if log := n.log.String(); given != 5 || strings.Contains(log, "NOPERM") {
 		t.Errorf("%d lines of rights, and the log says\n%s", given, log)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -20,6 +21,8 @@ type attachment struct {
 	owner            broker.Owner
 	window           int
 	fence            uint64
+	peer             string    // the address of the owner's
+	since            time.Time // when it attached
 
 	// telling is held while Lost is called, and guards lost: Lost is not called once Detach has returned.
 	telling sync.Mutex
@@ -28,7 +31,8 @@ type attachment struct {
 
 // Attach implements [broker.Store].
 func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Owner, o broker.AttachOptions) (broker.Mailbox, broker.Page, error) {
-	a := &attachment{b: b, key: boxKey(channel, id), channel: channel, id: id, owner: owner, window: max(o.Window, 1)}
+	a := &attachment{b: b, key: boxKey(channel, id), channel: channel, id: id, owner: owner, window: max(o.Window, 1),
+		peer: o.Address[:min(len(o.Address), broker.MaxAddress)]}
 	if o.Limit <= 0 {
 		o.Limit = a.window
 	}
@@ -62,7 +66,7 @@ func (t *batch) attach(a *attachment) error {
 	}
 	before := b.owner
 	b.owned, b.owner, b.window = true, a, a.window
-	a.fence = t.ix.next(t.now)
+	a.fence, a.since = t.ix.next(t.now), t.now
 	r := newRow()
 	r.putInt(int64(a.window))
 	r.putInt(int64(a.fence))

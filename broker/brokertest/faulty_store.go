@@ -29,7 +29,7 @@ func (f *faultyStore) Attach(
 ) (broker.Mailbox, broker.Page, error) {
 	var page broker.Page
 	box, err := around(ctx, f.plan, MethodAttach, func() (box broker.Mailbox, err error) {
-		box, page, err = f.Store.Attach(ctx, channel, id, &mutedOwner{owner, f.plan}, o)
+		box, page, err = f.Store.Attach(ctx, channel, id, mutedOwner{owner, f.plan}, o)
 		return box, err
 	})
 	if err != nil || box == nil {
@@ -71,6 +71,21 @@ func (f *faultyStore) Drop(ctx context.Context, mid string) error {
 	return err
 }
 
+func (f *faultyStore) Online(ctx context.Context, channel, id string) (broker.Presence, error) {
+	return around(ctx, f.plan, MethodOnline, func() (broker.Presence, error) { return f.Store.Online(ctx, channel, id) })
+}
+
+func (f *faultyStore) Presence(ctx context.Context, channel string, q broker.PresenceQuery) (broker.PresencePage, error) {
+	return around(ctx, f.plan, MethodPresence, func() (broker.PresencePage, error) { return f.Store.Presence(ctx, channel, q) })
+}
+
+func (f *faultyStore) Leave(ctx context.Context, channel, id string, owner broker.Owner) error {
+	_, err := around(ctx, f.plan, MethodLeave, func() (struct{}, error) {
+		return struct{}{}, f.Store.Leave(ctx, channel, id, mutedOwner{owner, f.plan})
+	})
+	return err
+}
+
 func (f *faultyStore) Usage(ctx context.Context) (map[string]broker.Usage, error) {
 	return around(ctx, f.plan, MethodUsage, func() (map[string]broker.Usage, error) { return f.Store.Usage(ctx) })
 }
@@ -99,13 +114,13 @@ type mutedOwner struct {
 	plan *Plan
 }
 
-func (o *mutedOwner) Ring() {
+func (o mutedOwner) Ring() {
 	if !o.plan.muted() {
 		o.Owner.Ring()
 	}
 }
 
-func (o *mutedOwner) Offer(prev uint64, e broker.Entry) {
+func (o mutedOwner) Offer(prev uint64, e broker.Entry) {
 	if !o.plan.muted() {
 		o.Owner.Offer(prev, e)
 	}

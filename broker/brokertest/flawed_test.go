@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ type flaw struct {
 	mode     func(*flawed, *broker.AttachOptions)
 	held     func(error) error
 	stays    bool // who leaves the line
+	online   func(*broker.Presence) bool
 	entries  func(*flawed, []broker.Entry) []broker.Entry
 	pages    func(*broker.Page)
 	fence    func(uint64) uint64
@@ -131,6 +133,22 @@ func (s *flawed) Leave(ctx context.Context, channel, id string, o broker.Owner) 
 		return nil
 	}
 	return s.Memory.Leave(ctx, channel, id, o)
+}
+
+func (s *flawed) Online(ctx context.Context, channel, id string) (broker.Presence, error) {
+	p, err := s.Memory.Online(ctx, channel, id)
+	if f := s.f.online; f != nil && !f(&p) {
+		err = broker.ErrNotFound
+	}
+	return p, err
+}
+
+func (s *flawed) Presence(ctx context.Context, channel string, q broker.PresenceQuery) (broker.PresencePage, error) {
+	page, err := s.Memory.Presence(ctx, channel, q)
+	if f := s.f.online; f != nil {
+		page.Online = slices.DeleteFunc(page.Online, func(p broker.Presence) bool { return !f(&p) })
+	}
+	return page, err
 }
 
 type flawedBox struct {

@@ -300,6 +300,17 @@ var lineFlaws = []*flaw{
 		mode: func(_ *flawed, o *broker.AttachOptions) { o.Mode = broker.Standby }},
 }
 
+var presenceFlaws = []*flaw{
+	{name: "nobody is online", checks: []string{"WhoIsOnline", "WhoIsOnlineOnAnotherNode", "PagesOfPresence", "PresenceAfterACrash"},
+		online: func(*broker.Presence) bool { return false }},
+	{name: "presence does not count what waits", checks: []string{"WhoIsOnline", "WhoIsOnlineOnAnotherNode"},
+		online: func(p *broker.Presence) bool { p.Pending = 0; return true }},
+	{name: "presence has no address", checks: []string{"WhoIsOnline", "WhoIsOnlineOnAnotherNode"},
+		online: func(p *broker.Presence) bool { p.Address = ""; return true }},
+	{name: "one is left out of the pages", checks: []string{"PagesOfPresence"},
+		online: func(p *broker.Presence) bool { return p.ID != "id-5" }},
+}
+
 var lifeFlaws = []*flaw{
 	{name: "owners are not rung", checks: []string{"RingsTheOwner", "RingsOnAnotherNode", "RingsWhenANoticeWasLost", "I4_OldOwnerIsRefused", "Resend"},
 		owner: func(o broker.Owner) broker.Owner { return &flawedOwner{Owner: o, ring: func(broker.Owner) {}} }},

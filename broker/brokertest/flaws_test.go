@@ -26,7 +26,7 @@ func TestFlawsAreFound(t *testing.T) {
 	var mu sync.Mutex
 	var judging sync.WaitGroup
 	seats := make(chan struct{}, 32) // most of them only wait
-	flaws := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, offerFlaws, lineFlaws, lifeFlaws)
+	flaws := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, offerFlaws, lineFlaws, presenceFlaws, lifeFlaws)
 	for _, f := range flaws {
 		for _, check := range f.checks {
 			found[check] = true

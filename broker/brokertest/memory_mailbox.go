@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddyrelay/relay/broker"
 )
@@ -28,6 +29,9 @@ type attachment struct {
 	owner  broker.Owner
 	fence  uint64
 	window int
+
+	peer  string
+	since time.Time
 
 	read uint64 // the highest sequence that was; guarded by world.mu
 
@@ -56,7 +60,7 @@ func (m *Memory) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		b = new(box)
 		m.boxes[where] = b
 	}
-	a := &attachment{address: where, node: m, owner: owner, window: o.Window}
+	a := &attachment{address: where, node: m, owner: owner, window: o.Window, peer: o.Address[:min(len(o.Address), broker.MaxAddress)], since: m.now()}
 	if err := m.occupied(b, a, o.Mode); err != nil {
 		return nil, broker.Page{}, err
 	}

@@ -39,7 +39,7 @@ func TestPropertiesFindFlaws(t *testing.T) {
 		}
 		defer func() { _ = f.Value.Set(before) }()
 	}
-	all := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, offerFlaws, lineFlaws, lifeFlaws)
+	all := slices.Concat(appendFlaws, keyFlaws, fenceFlaws, settleFlaws, deadlineFlaws, cancelFlaws, recordFlaws, deadFlaws, limitFlaws, offerFlaws, lineFlaws, presenceFlaws, lifeFlaws)
 	for _, name := range modelFlaws {
 		t.Run(name, func(t *testing.T) {
 			i := slices.IndexFunc(all, func(f *flaw) bool { return f.name == name })

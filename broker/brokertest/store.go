@@ -84,7 +84,7 @@ var (
 func storeChecks() (all []storeCheck) {
 	for _, some := range [][]storeCheck{
 		appendChecks, keyChecks, fenceChecks, settleChecks, deadlineChecks, cancelChecks,
-		recordChecks, deadChecks, limitChecks, noticeChecks, offerChecks, lineChecks, lifeChecks,
+		recordChecks, deadChecks, limitChecks, noticeChecks, offerChecks, lineChecks, presenceChecks, lifeChecks,
 	} {
 		all = append(all, some...)
 	}

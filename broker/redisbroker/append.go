@@ -19,15 +19,24 @@ func (b *Broker) Append(ctx context.Context, m *broker.Message, o broker.AppendO
 		return broker.Stored{}, fmt.Errorf("%w: %w", broker.ErrRefused, err)
 	}
 	a := b.store.newAppending(m, o)
+	var ref *op
 	if m.Ref != "" {
 		// Before the message, so that none is missing that is stored. It is a hint, so its answer is not
 		// waited for.
-		_ = b.store.appends.put(ctx, a.refOp())
+		ref = a.refOp()
+		if b.store.put(ctx, ref) != nil {
+			ref = nil
+		}
 	}
 	stored, err := a.try(ctx, "")
 	if err != nil && errors.Is(err, broker.ErrUnavailable) && !errors.Is(err, broker.ErrRefused) && ctx.Err() == nil {
 		// Perhaps it was done. It can be repeated, as the MID is the same.
-		stored, err = a.try(ctx, "")
+		if stored, err = a.try(ctx, ""); err == nil {
+			b.store.ringOwner(ctx, a.place) // if it was the first time, nobody was told
+		}
+	}
+	if ref != nil && b.kind.Load() == kindCluster { // another primary may have it; else it was done before
+		_ = b.store.await(ctx, ref)
 	}
 	return stored, err
 }
@@ -63,7 +72,9 @@ func (s *store) newAppending(m *broker.Message, o broker.AppendOptions) *appendi
 func (a *appending) refOp() *op {
 	// As long as the record can last, if nobody gives the message a new retention.
 	keep := max(a.p.Dedupe, a.p.Retention+a.p.Receipts)
-	return newOp(scriptRef, []string{a.s.names.ref(a.m.Channel, a.m.Ref)}, a.m.MID[:recordLength], wholeMillis(keep))
+	o := newOp(scriptRef, []string{a.s.names.ref(a.m.Channel, a.m.Ref)}, a.m.MID[:recordLength], wholeMillis(keep))
+	o.stores = true // in the lane of the append, in front of it
+	return o
 }
 
 // recordLength is how much of a MID finds its record: place and name.
@@ -84,11 +95,12 @@ func (a *appending) try(ctx context.Context, used string) (broker.Stored, error)
 	o := newOp(scriptAppend, append(s.names.mailbox(a.place), key, aside),
 		a.m.MID, a.o.Fingerprint, a.place.box, millis(a.o.Expires), max(0, wholeMillis(a.o.TTL)), wholeMillis(p.Retention),
 		len(a.m.Body), a.stored, s.clock.highest(a.place.part), p.MaxPending, p.MaxPendingBytes,
-		room.pending, room.bytes, room.records, room.dead, a.m.Channel, a.m.ID, a.m.Ref, waiter, wholeMillis(p.Dedupe), used)
+		room.pending, room.bytes, room.records, room.dead, a.m.Channel, a.m.ID, a.m.Ref, waiter, wholeMillis(p.Dedupe), used,
+		s.scriptsTell(), s.names.node(""), maxOffer)
 	o.size += len(a.stored)
-	o.admit = func() error { return s.admit(p) }
+	o.stores, o.admit = true, func(sh *shard) error { return sh.admit(p) }
 	o.then = func() { a.handOver(o) }
-	if err := s.appends.do(ctx, o); err != nil {
+	if err := s.do(ctx, o); err != nil {
 		return broker.Stored{}, err
 	}
 	r := replyOf(o.reply)
@@ -97,7 +109,7 @@ func (a *appending) try(ctx context.Context, used string) (broker.Stored, error)
 	if what == "again" && used == "" {
 		return a.try(ctx, r.text())
 	}
-	return a.result(what, r, o.replicas)
+	return a.result(what, r, o)
 }
 
 // handOver gives the owner of the mailbox the message that was stored. It runs in the order of the lane: who hears of
@@ -114,17 +126,20 @@ func (a *appending) handOver(o *op) {
 	for range 4 { // counts
 		r.next()
 	}
-	prev, expires, retain := uint64(max(r.number(), 0)), r.number(), r.number()
+	prev, expires, retain, told := uint64(max(r.number(), 0)), r.number(), r.number(), r.number() == 1
 	if r.err != nil {
 		return // Append says so
 	}
 	a.s.clock.note(a.place.part, seq)
+	if told {
+		return
+	}
 	e := broker.Entry{Message: a.m, Seq: seq, Expires: fromMillis(expires), Retain: fromMillis(retain)}
 	a.s.offer(a.place, owner, prev, e, a.stored)
 }
 
 // result turns the script's answer into that of Append.
-func (a *appending) result(what string, r *reply, of replicas) (broker.Stored, error) {
+func (a *appending) result(what string, r *reply, o *op) (broker.Stored, error) {
 	s := a.s
 	switch what {
 	case "ok", "same", "duplicate":
@@ -135,9 +150,9 @@ func (a *appending) result(what string, r *reply, of replicas) (broker.Stored, e
 	default:
 		return broker.Stored{}, a.full(what, r)
 	}
-	c := s.seen()
+	c := o.shard.seen()
 	stored := broker.Stored{
-		MID: r.text(), State: broker.State(r.text()), Duplicate: what == "duplicate", Durability: c.proven(of),
+		MID: r.text(), State: broker.State(r.text()), Duplicate: what == "duplicate", Durability: c.proven(o.replicas),
 	}
 	if what == "ok" {
 		r.number() // sequence and owner: see handOver
@@ -147,13 +162,13 @@ func (a *appending) result(what string, r *reply, of replicas) (broker.Stored, e
 	if r.err != nil {
 		return broker.Stored{}, s.wrong("append", r.err)
 	}
-	return stored, s.shortfall(stored.Durability, of, a.m.Channel, a.p)
+	return stored, o.shard.shortfall(stored.Durability, o.replicas, a.m.Channel, a.p)
 }
 
 // shortfall returns what is missing of the proof that the broker or the channel demands, or nil.
-func (s *store) shortfall(proven broker.Durability, of replicas, channel string, p broker.Policy) error {
-	address := s.b.o.Address
-	switch why := s.seen().volatile(); {
+func (sh *shard) shortfall(proven broker.Durability, of replicas, channel string, p broker.Policy) error {
+	address := sh.where()
+	switch why := sh.seen().volatile(); {
 	case why != "" && !p.AllowVolatile: // it became so after the message was admitted
 		return fmt.Errorf("%w: redis at %s may forget messages: %s", broker.ErrUnproven, address, why)
 	case of.confirmed < of.asked:

@@ -22,13 +22,19 @@ type Options struct {
 	// Network is "tcp" or "unix". Default tcp.
 	Network string
 
-	// Address is host:port or the path of a socket. Required, unless there are Sentinels.
+	// Address is host:port or the path of a socket. Required, unless there are Sentinels or Seeds.
 	Address string
 
 	// Sentinels are the addresses of Redis Sentinels, and MasterName what they call the primary. They are asked
 	// for each connection. Default none: the server is at Address.
 	Sentinels  []string
 	MasterName string
+
+	// Mode says what kind of Redis there is. Default Auto.
+	Mode Mode
+
+	// Seeds are the addresses of some nodes of a Redis Cluster; they name the others. Default Address.
+	Seeds []string
 
 	// DB is the database number. Publish and subscribe are the same in all of them.
 	DB int
@@ -90,6 +96,7 @@ func (s *Settings) replicaTimeout(limit time.Duration) time.Duration {
 type Stats struct {
 	Lost      uint64        // times that a proven connection was lost
 	RoundTrip time.Duration // of the last probe
+	Away      time.Duration // for how long it was lost, in all, the time that is running included
 }
 
 // Broker is a broker on one Redis server. Make it with [New].
@@ -109,21 +116,23 @@ type Broker struct {
 	client *redis.Client
 	moved  uint64 // moves when client was made
 
-	settings  atomic.Pointer[Settings]
-	sentinel  atomic.Int32           // which one answered last
-	master    atomic.Pointer[string] // the primary that it named, or nil
-	moves     atomic.Uint64          // counts changes of it
-	lost      atomic.Uint64
-	roundTrip atomic.Int64 // nanoseconds
+	ear     *ear          // hears what is published
+	nodeEar *ear          // hears what nodes tell each other on a cluster
+	stale   chan struct{} // somebody saw that the topology is not what it was
 
+	kind        atomic.Int32 // see discover
+	discovering sync.Mutex
+	refreshing  sync.Mutex
+	topology    atomic.Pointer[topology] // of a cluster, once it is known
+
+	settings   atomic.Pointer[Settings]
+	sentinel   atomic.Int32           // which one answered last
+	master     atomic.Pointer[string] // the primary that it named, or nil
+	moves      atomic.Uint64          // counts changes of it
 	mu         sync.Mutex
 	closing    bool
 	publishing sync.WaitGroup // Add only with mu held and closing false
-	listening  bool           // listenLoop runs
-	topics     map[string]*topic
-	session    *session  // the connection that hears, or nil
-	down       error     // why nothing is heard, once that was tried; nil before and while it is
-	lostAt     time.Time // since when that is so, or zero
+	started    time.Time
 }
 
 // New returns a broker. It does no I/O: the broker connects when it is first used.
@@ -134,6 +143,9 @@ func New(o Options) (*Broker, error) {
 	if o.MasterName != "" {
 		o.Network, o.Address = "tcp", o.MasterName+" of the Sentinels "+strings.Join(o.Sentinels, ", ")
 	}
+	if len(o.Seeds) > 0 {
+		o.Network, o.Address = "tcp", strings.Join(o.Seeds, ", ")
+	}
 	if o.Address == "" {
 		return nil, errors.New("redis: the address is missing")
 	}
@@ -143,16 +155,32 @@ func New(o Options) (*Broker, error) {
 	if strings.ContainsAny(o.Prefix, "{}") {
 		return nil, fmt.Errorf("redis: the prefix is %q; braces would decide where a cluster keeps its keys: write it without", o.Prefix)
 	}
+	if o.DB != 0 && (o.Mode == Cluster || len(o.Seeds) > 0) {
+		return nil, fmt.Errorf("redis: a Redis Cluster has database 0 only, and the database is %d: take that out", o.DB)
+	}
 	o.setDefaults()
 	b := &Broker{
-		o: o, queue: make(chan *job, maxQueue), configured: make(chan struct{}, 1), topics: make(map[string]*topic),
+		o: o, queue: make(chan *job, maxQueue), configured: make(chan struct{}, 1), stale: make(chan struct{}, 1), started: time.Now(),
 	}
 	b.settings.Store(&o.Settings)
+	switch {
+	case o.Mode == Standalone || o.MasterName != "" || o.Network == "unix" && o.Mode == Auto:
+		b.kind.Store(kindSingle)
+	case o.Mode == Cluster || len(o.Seeds) > 0:
+		b.kind.Store(kindCluster)
+	}
+	if len(o.Seeds) == 0 {
+		b.o.Seeds = []string{o.Address}
+	}
 	b.client = b.newClient(b.dial)
 	b.names = names{prefix: o.Prefix}
 	b.store = newStore(b)
+	b.ear, b.nodeEar = newEar(b, b.names.meta(), false), newEar(b, b.names.node(b.store.incarnation), true)
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.loops.Go(b.commitLoop)
+	if b.kind.Load() != kindSingle {
+		b.loops.Go(b.topologyLoop)
+	}
 	if o.MasterName != "" {
 		b.loops.Go(b.masterLoop)
 	}
@@ -192,7 +220,7 @@ func (b *Broker) Configure(s Settings) {
 
 // Stats returns the counts.
 func (b *Broker) Stats() Stats {
-	return Stats{Lost: b.lost.Load(), RoundTrip: time.Duration(b.roundTrip.Load())}
+	return b.ear.stats()
 }
 
 // Close implements [broker.Broker]. It takes at most three times Options.Timeout, and a second.
@@ -204,8 +232,9 @@ func (b *Broker) Close() error {
 func (b *Broker) close() {
 	b.mu.Lock()
 	b.closing = true
-	s := b.session
 	b.mu.Unlock()
+	s := b.ear.close()
+	b.nodeEar.close()
 
 	published := b.published(2 * b.o.Timeout)
 	b.store.settleNotices(b.o.Timeout / 2)
@@ -217,19 +246,13 @@ func (b *Broker) close() {
 	}
 	b.store.depart(b.o.Timeout / 2)
 	b.stop()
-	b.endSession(broker.ErrClosed)
+	b.ear.endSession(broker.ErrClosed)
+	b.nodeEar.endSession(broker.ErrClosed)
 	b.loops.Wait()
 	b.store.closed()
+	b.ear.closed()
+	b.nodeEar.closed()
 
-	b.mu.Lock()
-	topics := b.topics
-	b.topics = make(map[string]*topic)
-	b.mu.Unlock()
-	for _, t := range topics {
-		for _, sub := range t.subs {
-			sub.end()
-		}
-	}
 }
 
 // settleNotices waits, for a bounded time, until nodes have been told what they are to be told: what the owner of a

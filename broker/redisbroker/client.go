@@ -56,8 +56,13 @@ func (b *Broker) newClientOptions(dial dialer) *redis.Options {
 	}
 }
 
-// dial connects to the primary with the newest settings.
+// dial connects to the primary over which publications go.
 func (b *Broker) dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	return b.dialKey(ctx, network, b.names.meta())
+}
+
+// dialPrimary connects to the one primary there is, with the newest settings.
+func (b *Broker) dialPrimary(ctx context.Context, network string) (net.Conn, error) {
 	addr, err := b.primary(ctx)
 	if err != nil {
 		return nil, &dialError{err}
@@ -104,8 +109,10 @@ func isDialError(err error) bool {
 }
 
 // explain wraps an error of go-redis with where it happened and what to do about it.
-func (b *Broker) explain(err error) error {
-	return fmt.Errorf("%w: redis at %s: %w%s", broker.ErrUnavailable, b.o.Address, err, b.advice(err))
+func (b *Broker) explain(err error) error { return b.explainAt(b.o.Address, err) }
+
+func (b *Broker) explainAt(where string, err error) error {
+	return fmt.Errorf("%w: redis at %s: %w%s", broker.ErrUnavailable, where, err, b.advice(err))
 }
 
 // rights are what a Redis user needs, in the words of ACL SETUSER. The channels come on top, and
@@ -120,6 +127,9 @@ func (b *Broker) rights() string {
 	if b.o.MasterName != "" {
 		text += sentinelRights
 	}
+	if b.kind.Load() == kindCluster {
+		text += clusterRights
+	}
 	if b.store.begun.Load() {
 		text += storeRights + " ~" + b.o.Prefix + ":* &" + b.o.Prefix + ":node:*"
 	}
@@ -128,7 +138,8 @@ func (b *Broker) rights() string {
 
 func (b *Broker) advice(err error) string {
 	text := err.Error()
-	if isDialError(err) {
+	var reply redis.Error
+	if isDialError(err) && !errors.As(err, &reply) {
 		switch {
 		case strings.Contains(text, "TLS handshake"):
 			return "; does redis-server listen with TLS there, with a certificate that tls trusts?"
@@ -144,8 +155,10 @@ func (b *Broker) advice(err error) string {
 		{"NOAUTH", "; set the broker's password"},
 		{"WRONGPASS", "; correct the broker's username and password"},
 		{"NOPERM", "; the user needs " + b.rights()},
-		{"MOVED", "; this is a node of a Redis Cluster, which is not supported yet: use a standalone server"},
-		{"CLUSTERDOWN", "; this is a node of a Redis Cluster, which is not supported yet: use a standalone server"},
+		{"MOVED", "; this is a node of a Redis Cluster: write \"mode cluster\""},
+		{"ASK", "; the slot is being moved to another node of the cluster; try again in a moment"},
+		{"TRYAGAIN", "; the slot is being moved to another node of the cluster; try again in a moment"},
+		{"CLUSTERDOWN", "; the cluster has no primary for some slots: see CLUSTER INFO and CLUSTER NODES"},
 		{"READONLY", "; this is a replica: use the address of the primary"},
 		{"LOADING", "; redis-server is still loading its data: wait"},
 		{"MISCONF", "; look into the log of redis-server: it cannot write to its disk"},

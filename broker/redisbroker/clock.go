@@ -45,6 +45,13 @@ func (c *clock) now() time.Time {
 	return c.last
 }
 
+// known reports whether the server's clock was read.
+func (c *clock) known() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.told.IsZero()
+}
+
 // note remembers a sequence or fence of a partition: the clock of a replica that becomes the primary may be behind, and
 // what it lost may have been seen here.
 func (c *clock) note(part int, n uint64) {

@@ -230,8 +230,8 @@ func (b *Broker) Resend(ctx context.Context, mid string, ttl time.Duration) (bro
 	key, aside := s.names.record(mid)
 	o := newOp(scriptResend, append(s.names.mailbox(at), key, aside), mid, at.box, max(0, wholeMillis(ttl)), wholeMillis(p.Retention),
 		s.clock.highest(at.part), p.MaxPending, p.MaxPendingBytes, room.pending, room.bytes, room.records, d.Channel, d.ID, d.Ref)
-	o.admit = func() error { return s.admit(p) }
-	if err := s.appends.do(ctx, o); err != nil {
+	o.stores, o.admit = true, func(sh *shard) error { return sh.admit(p) }
+	if err := s.do(ctx, o); err != nil {
 		return broker.Stored{}, err
 	}
 	r := replyOf(o.reply)
@@ -249,8 +249,8 @@ func (b *Broker) Resend(ctx context.Context, mid string, ttl time.Duration) (bro
 		return broker.Stored{}, fullError(what, at, p)
 	}
 	s.ring(at, owner)
-	stored := broker.Stored{MID: mid, State: broker.StateStored, Durability: s.seen().proven(o.replicas)}
-	return stored, s.shortfall(stored.Durability, o.replicas, d.Channel, p)
+	stored := broker.Stored{MID: mid, State: broker.StateStored, Durability: o.shard.seen().proven(o.replicas)}
+	return stored, o.shard.shortfall(stored.Durability, o.replicas, d.Channel, p)
 }
 
 // Drop implements [broker.Store].

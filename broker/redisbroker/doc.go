@@ -32,6 +32,7 @@
 //   - lane.go: the queues and their connections.
 //   - append.go, mailbox.go, cancel.go, dead.go: the life of a message. find.go: messages by their ref.
 //   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
+//   - lease.go: what one process of all does.
 //   - sweep.go, usage.go: deadlines, and what is kept.
 //   - import.go, importread.go: messages that move in from another store, and whether they have arrived.
 package redisbroker

@@ -28,9 +28,11 @@ import (
 //	pp:{t}:n:<channel>  hash    pending, bytes, records, dead; e<slot> records that expire at a slot's begin; low the
 //	                            oldest slot that may be there
 //	pp:{t}:o:<channel>  zset    mailbox -> when its first entry was stored
+//	pp:{t}:p:<channel>  hash    ID -> who has the mailbox: owner, since ms, window, address
 //	pp:{t}:d:<channel>  zset    dead letter -> when it died
 //	pp:{t}:b            hash    dead letter -> all of it
 //	pp:{t}:f:<name>     zset    messages that have a ref: place and name of the record, or MID -> when
+//	pp:classic:<channel> hash   o who takes in what others publish on a classic channel; see lease.go
 //
 // <box> is channel and ID, each with its length before it, so "a:b" with "c" is not "a" with "b:c".
 const (
@@ -109,6 +111,14 @@ func (n names) mailbox(p place) []string {
 	}
 }
 
+// presence is the key that says who has mailboxes of a channel in a partition.
+func (n names) presence(part int, channel string) string { return n.in(part, "p:"+channel) }
+
+// attachment returns the keys of the scripts by which a mailbox changes hands.
+func (n names) attachment(p place) []string {
+	return append(n.mailbox(p), n.presence(p.part, p.channel))
+}
+
 // record returns where the record of a message is, and where it is once its key was used again. The
 // MID must be one for which RecordOf returns no error.
 func (n names) record(mid string) (string, string) {
@@ -138,6 +148,16 @@ func (n names) ref(channel, ref string) string {
 var tags = balancedTags()
 
 const slots = 16384 // of a Redis Cluster
+
+// keySlot returns the slot of a key: that of its tag, if it has one.
+func keySlot(key string) int {
+	if _, after, ok := strings.Cut(key, "{"); ok {
+		if tag, _, ok := strings.Cut(after, "}"); ok && tag != "" {
+			return slot(tag)
+		}
+	}
+	return slot(key)
+}
 
 // balancedTags returns, for each of the equal ranges of slots, the smallest number whose slot is in it.
 func balancedTags() (t [partitions]string) {

@@ -24,9 +24,12 @@ type op struct {
 	script *script // nil: args are a command
 	keys   []string
 	args   []any
-	size   int          // roughly, in bytes
-	admit  func() error // asked just before it is sent; nil: always
-	then   func()       // called when it was done, in the order of the lane; nil: nothing. It must not block
+	size   int                // roughly, in bytes
+	stores bool               // it goes into the lane that waits for replicas
+	admit  func(*shard) error // asked just before it is sent; nil: always
+	then   func()             // called when it was done, in the order of the lane; nil: nothing. It must not block
+	shard  *shard             // to which it goes; set by put, unless it was before
+	moves  int                // how often it was sent to one that did not have the keys
 	state  atomic.Uint32
 	done   chan struct{} // closed when the rest is set
 
@@ -47,6 +50,7 @@ func newOp(s *script, keys []string, args ...any) *op {
 // latter need not wait for replicas, nor the former for large pages.
 type lane struct {
 	b     *Broker
+	shard *shard
 	queue chan *op
 	bytes atomic.Int64 // in the queue
 	wait  bool         // for replicas: it is the one for appends
@@ -56,23 +60,24 @@ type lane struct {
 	moved  uint64 // Broker.moves when client was made
 }
 
-func (b *Broker) newLane(wait bool) *lane {
-	l := &lane{b: b, queue: make(chan *op, maxQueue), wait: wait}
-	l.client = b.newStoreClient()
+func newLane(sh *shard, wait bool) *lane {
+	l := &lane{b: sh.s.b, shard: sh, queue: make(chan *op, maxQueue), wait: wait}
+	l.client = sh.newClient()
 	return l
 }
 
-// do hands an operation over and waits for its result.
-func (l *lane) do(ctx context.Context, o *op) error {
-	if err := l.put(ctx, o); err != nil {
-		return err
+// slot returns the slot of an operation's keys; a script's are all in one.
+func (o *op) slot() int {
+	if len(o.keys) > 0 {
+		return keySlot(o.keys[0])
 	}
-	return l.await(ctx, o)
+	key, _ := o.args[1].(string)
+	return keySlot(key)
 }
 
 func (l *lane) put(ctx context.Context, o *op) error {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w: %w", broker.ErrRefused, l.b.explain(err))
+		return fmt.Errorf("%w: %w", broker.ErrRefused, l.b.explainAt(l.shard.where(), err))
 	}
 	if l.bytes.Add(int64(o.size)) <= maxQueueBytes {
 		select {
@@ -83,21 +88,22 @@ func (l *lane) put(ctx context.Context, o *op) error {
 	}
 	l.bytes.Add(-int64(o.size))
 	return fmt.Errorf("%w: %w: redis at %s does not keep up: %d requests wait already; try again later",
-		broker.ErrRefused, broker.ErrUnavailable, l.b.o.Address, len(l.queue))
+		broker.ErrRefused, broker.ErrUnavailable, l.shard.where(), len(l.queue))
 }
 
-func (l *lane) await(ctx context.Context, o *op) error {
-	b := l.b
+// await waits for the result of an operation that was put.
+func (s *store) await(ctx context.Context, o *op) error {
+	b, where := s.b, o.shard.where()
 	select {
 	case <-o.done:
 	case <-ctx.Done():
 		if o.state.CompareAndSwap(waiting, abandoned) {
-			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explain(ctx.Err()))
+			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explainAt(where, ctx.Err()))
 		}
 		select {
 		case <-o.done: // it was done at the same moment
 		default:
-			return b.explain(ctx.Err())
+			return b.explainAt(where, ctx.Err())
 		}
 	case <-b.ctx.Done():
 		if o.state.CompareAndSwap(waiting, abandoned) {
@@ -111,9 +117,9 @@ func (l *lane) await(ctx context.Context, o *op) error {
 	case errors.Is(o.err, broker.ErrRefused): // by admit
 		return o.err
 	case errors.Is(o.err, broker.ErrFormat) || notDone(o.err):
-		return fmt.Errorf("%w: %w", broker.ErrRefused, b.explain(o.err))
+		return fmt.Errorf("%w: %w", broker.ErrRefused, b.explainAt(where, o.err))
 	}
-	return b.explain(o.err)
+	return b.explainAt(where, o.err)
 }
 
 // notDone reports whether err proves that a script changed nothing. Other errors of a script may come
@@ -127,7 +133,7 @@ func notDone(err error) bool {
 		return false
 	}
 	text := err.Error()
-	for _, code := range []string{"OOM", "MISCONF", "READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOAUTH", "WRONGPASS", "MOVED", "CLUSTERDOWN", "NOSCRIPT"} {
+	for _, code := range []string{"OOM", "MISCONF", "READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOAUTH", "WRONGPASS", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "CROSSSLOT", "NOSCRIPT"} {
 		if strings.HasPrefix(text, code+" ") || strings.Contains(text, "-"+code+" ") || strings.Contains(text, ": "+code+" ") {
 			return true
 		}
@@ -173,12 +179,14 @@ func (l *lane) batch(first *op) []*op {
 func (l *lane) commit(ops []*op) {
 	if moves := l.b.moves.Load(); moves != l.moved {
 		_ = l.client.Close()
-		l.client, l.moved = l.b.newStoreClient(), moves
+		l.client, l.moved = l.shard.newClient(), moves
 	}
-	if l.wait && !l.b.store.seen().known {
+	if l.wait && !l.shard.seen().known {
 		// Whether the server can be trusted is to be known before it is given anything.
 		ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
-		_ = l.client.Ping(ctx).Err() // if it fails, so does what follows
+		if l.client.Ping(ctx).Err() == nil { // else so does what follows
+			_ = l.b.store.lookAtFormat(ctx)
+		}
 		cancel()
 	}
 	send := l.admitted(ops)
@@ -190,8 +198,13 @@ func (l *lane) commit(ops []*op) {
 		}
 	}
 	redial := false
+	var moved []*op
 	for _, o := range ops {
 		redial = redial || isDialError(o.err) || demoted(o.err)
+		if redirected(o.err) && o.moves < maxMoves {
+			moved = append(moved, o)
+			continue
+		}
 		if o.err == nil && o.then != nil {
 			o.then()
 		}
@@ -199,7 +212,29 @@ func (l *lane) commit(ops []*op) {
 	}
 	if redial { // see commit in publish.go
 		_ = l.client.Close()
-		l.client = l.b.newStoreClient()
+		l.client = l.shard.newClient()
+	}
+	if len(moved) > 0 {
+		l.forward(moved)
+	}
+}
+
+// maxMoves bounds how often an operation is sent on.
+const maxMoves = 3
+
+// forward sends operations on whose keys another primary has: here they were not done.
+func (l *lane) forward(ops []*op) {
+	ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
+	defer cancel()
+	_ = l.b.refresh(ctx) // if it fails they come back here, or nobody has the keys
+	for _, o := range ops {
+		o.moves++
+		o.err = nil
+		o.state.Store(waiting)
+		if err := l.b.store.put(ctx, o); err != nil && o.state.CompareAndSwap(waiting, taken) {
+			o.err = err
+			close(o.done)
+		}
 	}
 }
 
@@ -207,7 +242,7 @@ func (l *lane) admitted(ops []*op) []*op {
 	send := make([]*op, 0, len(ops))
 	for _, o := range ops {
 		if o.admit != nil {
-			if o.err = o.admit(); o.err != nil {
+			if o.err = o.admit(l.shard); o.err != nil {
 				continue
 			}
 		}
@@ -219,7 +254,7 @@ func (l *lane) admitted(ops []*op) []*op {
 func (l *lane) send(ops []*op) {
 	ctx, cancel := context.WithTimeout(l.b.ctx, l.b.o.Timeout)
 	defer cancel()
-	began := l.b.store.lease.clock()
+	began := l.shard.lease.clock()
 	pipe := l.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(ops))
 	for i, o := range ops {
@@ -252,7 +287,7 @@ func (l *lane) send(ops []*op) {
 		}
 		o.replicas = of
 	}
-	l.b.store.reached(began, err)
+	l.shard.reached(began, err)
 }
 
 func unknownScripts(ops []*op) []*op {

@@ -14,26 +14,37 @@ var attachModes = map[broker.AttachMode]string{broker.Takeover: "takeover", brok
 
 // take calls the script that makes m the owner. Whoever the script says has the mailbox, or is in front in the line, may
 // be a node that has died without a word: then it is called again, with its name.
-func (s *store) take(ctx context.Context, m *mailbox, mode broker.AttachMode, window, limit, size int) (*reply, error) {
+func (s *store) take(ctx context.Context, m *mailbox, o broker.AttachOptions) (*reply, error) {
 	if !s.beaten.Load() { // or others would take this node for dead
 		if err := s.beat(ctx); err != nil {
 			return nil, err
 		}
 	}
-	args := []any{m.name, window, limit, size, s.clock.highest(m.place.part), attachModes[mode], broker.MaxStandby}
+	address := o.Address[:min(len(o.Address), broker.MaxAddress)]
+	args := []any{m.name, o.Window, o.Limit, o.Bytes, s.clock.highest(m.place.part), attachModes[o.Mode], broker.MaxStandby, m.place.id, address, 0}
+	const until = 9
 	for {
-		r, err := s.call(ctx, scriptAttach, s.names.mailbox(m.place), args...)
-		if err != nil {
+		ask := newOp(scriptAttach, s.names.attachment(m.place), args...)
+		ask.admit = func(*shard) error { // which is called when it is sent
+			ask.args[until] = s.until(ctx)
+			return nil
+		}
+		if err := s.do(ctx, ask); err != nil {
 			return nil, err
 		}
+		r := replyOf(ask.reply)
 		if len(r.values) < 4 || r.values[1] != int64(0) {
 			return r, nil
 		}
 		s.clock.set(r.number())
 		r.number()
-		full, holder := r.number() == 1, r.text()
+		why, holder := r.number(), r.text()
+		full := why == 1
 		if r.err != nil {
 			return nil, s.wrong("attach", r.err)
+		}
+		if why == 2 {
+			return nil, fmt.Errorf("%w: %w: the attach of %s reached redis too late", broker.ErrRefused, broker.ErrUnavailable, m.place.id)
 		}
 		alive, err := s.alive(ctx, holder)
 		if err != nil {
@@ -45,11 +56,24 @@ func (s *store) take(ctx context.Context, m *mailbox, mode broker.AttachMode, wi
 			continue
 		case full:
 			return nil, fmt.Errorf("%w: channel %s, destination %s", broker.ErrLineFull, m.place.channel, m.place.id)
-		case mode == broker.Standby:
+		case o.Mode == broker.Standby:
 			s.standInLine(m)
 		}
 		return nil, fmt.Errorf("%w: channel %s, destination %s: on the node %s", broker.ErrHeld, m.place.channel, m.place.id, nodeOf(incarnationOf(holder)))
 	}
+}
+
+// until returns when the server is to refuse what a caller with this context asks for now, by the server's clock in
+// microseconds; 0 if that is not known.
+func (s *store) until(ctx context.Context) int64 {
+	deadline, ok := ctx.Deadline()
+	if limit := time.Now().Add(s.b.o.Timeout); !ok || deadline.After(limit) {
+		deadline = limit // an exchange may not take longer
+	}
+	if !s.clock.known() {
+		return 0
+	}
+	return s.clock.now().Add(time.Until(deadline)).UnixMicro()
 }
 
 // Leave implements [broker.Store].

@@ -48,7 +48,8 @@ func (b *Broker) Attach(ctx context.Context, channel, id string, owner broker.Ow
 		m = &mailbox{s: s, place: placeOf(channel, id), name: s.newOwner(), owner: owner}
 	}
 	s.register(m) // before, so that no ring is missed
-	r, err := s.take(ctx, m, o.Mode, o.Window, limit, size)
+	o.Limit, o.Bytes = limit, size
+	r, err := s.take(ctx, m, o)
 	if err == nil {
 		s.outOfLine(m)
 		var page broker.Page
@@ -283,6 +284,14 @@ func (s *store) owned(box, owner string) *mailbox {
 // maxOffer is the largest message that is handed over on a node's channel. Larger ones the owner reads.
 const maxOffer = 8 << 10
 
+// scriptsTell returns this process's name if scripts are to tell owners on other nodes what they stored.
+func (s *store) scriptsTell() string {
+	if s.muted.Load() || s.b.kind.Load() == kindCluster { // there, only the channels of one slot can be reached from a script
+		return ""
+	}
+	return s.incarnation
+}
+
 // offer hands the owner of a mailbox, wherever it is, an entry that was stored for it.
 func (s *store) offer(at place, owner string, prev uint64, e broker.Entry, stored []byte) {
 	switch {
@@ -310,7 +319,7 @@ func (m *mailbox) offer(prev uint64, e broker.Entry) {
 }
 
 // Leased implements [broker.Mailbox].
-func (m *mailbox) Leased() bool { return m.s.lease.holds() }
+func (m *mailbox) Leased() bool { return m.s.leased(m.place.part) }
 
 // ring tells an owner, wherever it is, that its mailbox has news.
 func (s *store) ring(at place, owner string) {
@@ -320,6 +329,14 @@ func (s *store) ring(at place, owner string) {
 		s.ringHere(at.box)
 	default:
 		s.notices.ring(s.names.node(owner), at.box)
+	}
+}
+
+// ringOwner tells whoever has a mailbox that it may have news.
+func (s *store) ringOwner(ctx context.Context, at place) {
+	v, err := s.command(ctx, "HGET", s.names.mailbox(at)[0], "o")
+	if owner, ok := v.(string); ok && err == nil {
+		s.ring(at, owner)
 	}
 }
 
@@ -360,9 +377,9 @@ type settledAs struct {
 // settle calls the script, counts what it finished, and tells those who wait.
 func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 	p := s.policy(t.place.channel)
-	keys := s.names.mailbox(t.place)
-	args := make([]any, 0, 7+10*len(t.outcomes))
-	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace)
+	keys := s.names.attachment(t.place)
+	args := make([]any, 0, 8+10*len(t.outcomes))
+	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace, t.place.id)
 	for _, o := range t.outcomes {
 		keys = append(keys, s.names.recordsIn(t.place.part, o.MID)...)
 		args = append(args, o.Seq, o.MID, string(o.State), string(o.Reason), o.Detail, o.Reply,
@@ -404,5 +421,5 @@ func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
 
 // keepRef lists a dead letter under its ref for as long as it is kept.
 func (s *store) keepRef(channel, ref, mid string, p broker.Policy) {
-	_ = s.rest.put(s.b.ctx, newOp(scriptRef, []string{s.names.ref(channel, ref)}, mid, wholeMillis(p.DeadRetention)))
+	_ = s.put(s.b.ctx, newOp(scriptRef, []string{s.names.ref(channel, ref)}, mid, wholeMillis(p.DeadRetention)))
 }

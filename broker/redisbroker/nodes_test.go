@@ -19,9 +19,9 @@ func twoNodes(t *testing.T) (one, two *Broker) {
 	two = openStore(t, Options{Address: server.Addr(), Node: "two"}, broker.Policy{})
 	for _, b := range []*Broker{one, two} {
 		until(t, "the node's channel", func() bool {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			topic := b.topics[b.names.node(b.store.incarnation)]
+			b.ear.mu.Lock()
+			defer b.ear.mu.Unlock()
+			topic := b.ear.topics[b.names.node(b.store.incarnation)]
 			return topic != nil && topic.proven.Load()
 		})
 	}
@@ -246,7 +246,7 @@ func TestI10_QueueIsBounded(t *testing.T) {
 	if refused < 30 {
 		t.Errorf("%d were refused", refused)
 	}
-	until(t, "the queue to be empty", func() bool { return b.store.appends.bytes.Load() == 0 })
+	until(t, "the queue to be empty", func() bool { return b.store.current()[0].appends.bytes.Load() == 0 })
 	until(t, "an append", func() bool {
 		_, err := b.Append(timeout(t), message("02", "", "x"), broker.AppendOptions{})
 		return err == nil

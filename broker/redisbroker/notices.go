@@ -2,6 +2,9 @@ package redisbroker
 
 import (
 	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -214,6 +217,10 @@ func (s *store) tell(channel string, n *notice) (int, error) {
 	if err != nil { // strings and numbers only: cannot happen
 		panic(err)
 	}
+	if s.b.kind.Load() == kindCluster {
+		published, err := s.spublish(s.b.ctx, channel, text)
+		return published.Receivers, err
+	}
 	published, err := s.b.publish(s.b.ctx, channel, text)
 	return published.Receivers, err
 }
@@ -253,9 +260,25 @@ func (n nodeSink) StateChanged(_ string, err error) {
 
 // Deliver implements [broker.Sink].
 func (n nodeSink) Deliver(_ string, p *broker.Publication) {
-	s := n.s
+	if !n.s.muted.Load() {
+		n.s.deliverNotice(p.Payload())
+	}
+}
+
+// deliverNotice takes what was published for this node.
+func (s *store) deliverNotice(text []byte) {
+	switch {
+	case len(text) > 0 && text[0] == 'o':
+		if o, err := parseOffer(string(text[1:])); err == nil {
+			s.offered(o)
+		}
+		return
+	case len(text) > 0 && text[0] == 'r':
+		s.ringHere(string(text[1:]))
+		return
+	}
 	var v notice
-	if s.muted.Load() || json.Unmarshal(p.Payload(), &v) != nil || v.Version != noticeVersion {
+	if json.Unmarshal(text, &v) != nil || v.Version != noticeVersion {
 		return // of a release to come, or somebody else's: what it says is found out by looking
 	}
 	if v.Missed {
@@ -287,6 +310,25 @@ func (n nodeSink) Deliver(_ string, p *broker.Publication) {
 		default:
 		}
 	}
+}
+
+// parseOffer reads what append.lua publishes: mailbox and owner, each with its length before it, the sequence of the entry
+// before, a space, and the entry.
+func parseOffer(text string) (o offer, err error) {
+	for _, part := range []*string{&o.Box, &o.Owner} {
+		digits, after, ok := strings.Cut(text, ":")
+		n, err := strconv.Atoi(digits)
+		if !ok || err != nil || n < 0 || n > len(after) {
+			return o, fmt.Errorf("%w: an offer that is none", broker.ErrFormat)
+		}
+		*part, text = after[:n], after[n:]
+	}
+	prev, entry, _ := strings.Cut(text, " ")
+	if o.Prev, err = strconv.ParseUint(prev, 10, 64); err != nil {
+		return o, fmt.Errorf("%w: an offer behind %q", broker.ErrFormat, prev)
+	}
+	o.Entry = []byte(entry)
+	return o, nil
 }
 
 // offered takes what another node has stored. An owner who has been displaced is passed over: the message is read by the

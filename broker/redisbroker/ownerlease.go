@@ -5,6 +5,12 @@ import (
 	"time"
 )
 
+// leased reports whether the owners of a partition's mailboxes may write.
+func (s *store) leased(part int) bool {
+	sh := s.ofPart(part)
+	return sh != nil && sh.lease.holds()
+}
+
 // ownerLease says for how long this node's owners may go on writing to their sockets: until so much time has passed since
 // the server was last heard of. By then another node may have been given their mailboxes, and have been at it for a
 // while. It counts by the monotonic clock, from before the exchange: a process that was stopped finds its lease over.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 
@@ -46,28 +47,56 @@ func (c condition) level() broker.Durability {
 	return broker.AOFEverysec
 }
 
-// newStoreClient is newClient with a look at the server at each connect, before anything else goes over the
+// newClient returns a client for the shard with a look at the server at each connect, before anything else goes over the
 // connection.
-func (b *Broker) newStoreClient() *redis.Client {
-	o := *b.newClientOptions(b.dial)
-	o.OnConnect = b.inspect
+func (sh *shard) newClient() *redis.Client {
+	b := sh.s.b
+	o := *b.newClientOptions(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if sh.addr == "" {
+			return b.dialPrimary(ctx, network)
+		}
+		return b.connect(ctx, network, sh.addr)
+	})
+	o.OnConnect = sh.inspect
 	return redis.NewClient(&o)
 }
 
 // inspect looks at the server and at the format of what it holds. Its error ends the connection.
-func (b *Broker) inspect(ctx context.Context, conn *redis.Conn) error {
+func (sh *shard) inspect(ctx context.Context, conn *redis.Conn) error {
+	b := sh.s.b
 	if err := b.checkRole(ctx, conn); err != nil {
 		return err
 	}
 	c, err := b.look(ctx, conn)
-	if err == nil {
-		err = b.checkFormat(ctx, conn)
-		c.err = err
+	if err == nil && sh.addr == "" { // on a cluster another primary may have the key; see lookAtFormat
+		err = sh.s.noteFormat(b.checkFormat(ctx, conn))
 	}
 	if err != nil && !errors.Is(err, broker.ErrFormat) {
 		return err
 	}
-	b.store.setCondition(c)
+	sh.setCondition(c)
+	return err
+}
+
+// lookAtFormat looks at the format of the keys, wherever that is said.
+func (s *store) lookAtFormat(ctx context.Context) error {
+	err := s.noteFormat(s.b.checkFormat(ctx, commander{s: s}))
+	if errors.Is(err, broker.ErrFormat) {
+		return nil // it is known
+	}
+	return err
+}
+
+// noteFormat notes what was found.
+func (s *store) noteFormat(err error) error {
+	switch {
+	case err == nil:
+		s.formatErr.Store(nil)
+		s.formatSeen.Store(true)
+	case errors.Is(err, broker.ErrFormat):
+		s.formatErr.CompareAndSwap(nil, &err) // what comes later may be the driver's words for it
+		s.formatSeen.Store(true)
+	}
 	return err
 }
 
@@ -135,84 +164,23 @@ func (b *Broker) checkFormat(ctx context.Context, conn asker) error {
 	return nil
 }
 
-// setCondition notes what was seen, and logs what an operator has to do, once for each change.
-func (s *store) setCondition(c condition) {
-	s.mu.Lock()
-	complaint := ""
-	for _, p := range s.policies {
-		if !p.AllowVolatile {
-			complaint = c.volatile()
-		}
-	}
-	if c.err != nil {
-		complaint = c.err.Error()
-	}
-	news := complaint != s.complaint
-	s.condition, s.complaint = c, complaint
-	s.mu.Unlock()
-	switch log := s.b.o.Logger; {
-	case !news:
-	case complaint != "":
-		log.Error("redis cannot be trusted with messages; at_least_once channels are answered 503, but those with allow_volatile",
-			"address", s.b.o.Address, "remedy", complaint)
-	default:
-		log.Info("redis keeps messages", "address", s.b.o.Address)
-	}
-}
-
-func (s *store) seen() condition {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.condition
-}
-
-// admit returns why a message of a channel with policy p cannot be taken by a server in this condition.
-func (s *store) admit(p broker.Policy) error {
-	c := s.seen()
-	if !c.known || c.err != nil {
-		return c.err // without a connection, making one tells
-	}
-	if why := c.volatile(); why != "" && !p.AllowVolatile {
-		return fmt.Errorf("%w: %w: redis at %s may forget messages: %s", broker.ErrRefused, broker.ErrUnavailable, s.b.o.Address, why)
-	}
-	return nil
-}
-
-// Ready implements [broker.Store].
+// Ready implements [broker.Store]. On a cluster it is ready as long as any partition is; see Unavailable.
 func (b *Broker) Ready() error {
 	leave, err := b.enter()
 	if err != nil {
 		return err
 	}
 	leave()
-	s := b.store
-	c := s.seen()
-	if c.err != nil {
-		return b.explain(c.err)
-	}
-	if err := s.failure(); err != nil {
-		return err
-	}
-	if !c.known {
+	all := b.store.current()
+	if len(all) == 0 {
 		return fmt.Errorf("%w: redis at %s was not reached yet", broker.ErrUnavailable, b.o.Address)
 	}
-	asked := b.settings.Load().Replicas
-	if c.replicas < asked {
-		return fmt.Errorf("%w: %d replicas must confirm each message, and redis at %s has %d: see its INFO replication",
-			broker.ErrUnavailable, asked, b.o.Address, c.replicas)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for name, p := range s.policies {
-		if why := c.volatile(); why != "" && !p.AllowVolatile {
-			return fmt.Errorf("%w: channel %s: redis at %s may forget messages: %s", broker.ErrUnavailable, name, b.o.Address, why)
-		}
-		if got := c.proven(replicas{asked, asked}); !got.Meets(p.Durability) {
-			return fmt.Errorf("%w: channel %s demands the durability %s, and redis at %s gives %s",
-				broker.ErrUnavailable, name, p.Durability, b.o.Address, got)
+	for _, sh := range all {
+		if err = sh.ready(); err == nil {
+			return nil
 		}
 	}
-	return nil
+	return err
 }
 
 // proven is what an append has proven that so many replicas have confirmed.
@@ -228,10 +196,13 @@ func (c condition) proven(r replicas) broker.Durability {
 const storeRights = " +evalsha +script|load +ping +info +config|get +wait +time" +
 	" +del +exists +rename +pttl +pexpireat +persist" +
 	" +hget +hmget +hgetall +hset +hsetnx +hdel +hincrby" +
-	" +set" +
+	" +hscan +set" +
 	" +lindex +llen +lpop +lrange +lrem +lset +rpush" +
 	" +sadd +smembers +srem" +
 	" +zadd +zcard +zrange +zrangebyscore +zrem +zremrangebyrank +zrevrange +zscore"
+
+// clusterRights are what the user needs on top on a Redis Cluster, of Redis 7 or later.
+const clusterRights = " +cluster|slots +spublish +ssubscribe +sunsubscribe"
 
 // sentinelRights are what the user needs on top when Sentinels say who the primary is.
 const sentinelRights = " +role"

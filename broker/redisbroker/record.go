@@ -116,7 +116,7 @@ func (s *store) record(ctx context.Context, mid string) (record, error) {
 		return record{}, fmt.Errorf("%w: %q: %w", broker.ErrNotFound, mid, err)
 	}
 	o := s.lookupOp(mid, false)
-	if err := s.rest.do(ctx, o); err != nil {
+	if err := s.do(ctx, o); err != nil {
 		return record{}, err
 	}
 	return s.found(mid, o)

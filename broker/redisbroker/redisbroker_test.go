@@ -190,6 +190,9 @@ func TestI9_KillAndRestart(t *testing.T) {
 	if b.Stats().Lost != 1 {
 		t.Errorf("lost %d times", b.Stats().Lost)
 	}
+	if away := b.Stats().Away; away <= 0 || away != b.Stats().Away {
+		t.Errorf("away for %s, and still", away)
+	}
 }
 
 func TestAbsentAtStart(t *testing.T) {
@@ -293,11 +296,11 @@ func TestUnixSocket(t *testing.T) {
 func TestSinkIsCalledByOneAtATime(t *testing.T) {
 	b := open(t, Options{Address: "127.0.0.1:1"})
 	sink := new(exclusiveSink)
-	s := &subscription{broker: b, channel: "c", topic: new(topic), sink: sink}
+	s := &subscription{ear: b.ear, channel: "c", topic: new(topic), sink: sink}
 	s.topic.subs = []*subscription{s}
-	b.mu.Lock()
-	b.topics["c"] = s.topic
-	b.mu.Unlock()
+	b.ear.mu.Lock()
+	b.ear.topics["c"] = s.topic
+	b.ear.mu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for range 1000 {
@@ -306,11 +309,11 @@ func TestSinkIsCalledByOneAtATime(t *testing.T) {
 	})
 	wg.Go(func() {
 		for range 500 {
-			b.disprove(errSilent, false)
-			b.mu.Lock()
+			b.ear.disprove(errSilent, false)
+			b.ear.mu.Lock()
 			s.topic.confirmed = true
-			b.mu.Unlock()
-			b.prove(1)
+			b.ear.mu.Unlock()
+			b.ear.prove(1)
 		}
 	})
 	wg.Wait()
@@ -343,21 +346,21 @@ func (s *exclusiveSink) enter() {
 func TestI9_WhatAnEchoProves(t *testing.T) {
 	b := open(t, Options{Address: "127.0.0.1:1"})
 	c := new(topic)
-	b.mu.Lock()
-	b.topics["c"] = c
+	b.ear.mu.Lock()
+	b.ear.topics["c"] = c
 	c.confirmed, c.after = true, 7
-	b.mu.Unlock()
+	b.ear.mu.Unlock()
 	for _, step := range []struct {
 		what string
 		do   func()
 		want bool
 	}{
-		{"a probe that was sent before the confirmation", func() { b.prove(7) }, false},
-		{"a later one", func() { b.prove(8) }, true},
-		{"a probe that could not be published", func() { b.disprove(errSilent, false) }, false},
-		{"the next", func() { b.prove(9) }, true},
-		{"the connection's end", func() { b.disprove(errSilent, true) }, false},
-		{"a probe on the next connection", func() { b.prove(10) }, false},
+		{"a probe that was sent before the confirmation", func() { b.ear.prove(7) }, false},
+		{"a later one", func() { b.ear.prove(8) }, true},
+		{"a probe that could not be published", func() { b.ear.disprove(errSilent, false) }, false},
+		{"the next", func() { b.ear.prove(9) }, true},
+		{"the connection's end", func() { b.ear.disprove(errSilent, true) }, false},
+		{"a probe on the next connection", func() { b.ear.prove(10) }, false},
 	} {
 		step.do()
 		if c.proven.Load() != step.want {

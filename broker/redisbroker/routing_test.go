@@ -2,6 +2,7 @@ package redisbroker
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -27,8 +28,8 @@ func calls(t *testing.T, server *redistest.Server, command string) int {
 	return n
 }
 
-// A message costs one notice if its owner is on another node, and none if it is here or nowhere; whoever is handed a message
-// does not read it.
+// A message costs one publication if its owner is on another node, which the script that stores makes, and none if it is here or
+// nowhere.
 func TestRouting(t *testing.T) {
 	server := redistest.Start(t, durable...)
 	quiet := Options{Address: server.Addr(), ProbeInterval: time.Hour, CheckInterval: time.Hour}
@@ -54,6 +55,9 @@ func TestRouting(t *testing.T) {
 		}
 		if n := calls(t, server, "publish"); n != c.notices {
 			t.Errorf("%s: %d notices for 10 messages, want %d", c.id, n, c.notices)
+		}
+		if n := calls(t, server, "evalsha"); n > 10+3 { // and what nodes do each second
+			t.Errorf("%s: %d scripts for 10 messages", c.id, n)
 		}
 	}
 }
@@ -140,4 +144,44 @@ func TestNoticesAgain(t *testing.T) {
 	if n.told(); !n.idle() {
 		t.Error("not idle")
 	}
+}
+
+// I2: a promoted replica may know less of a mailbox than its owner has read. The owner takes it anew, or it would not see
+// what gets the same sequences again.
+func TestI2_SequencesGoBack(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	b := openStore(t, Options{Address: server.Addr(), CheckInterval: time.Second}, broker.Policy{})
+	o := new(owner)
+	mustAttach(t, b, "01", o, 16)
+	mustAppend(t, b, "01", "lost")
+	keys := b.names.mailbox(placeOf("c", "01"))
+	until(t, "the message to be handed over", func() bool { n, _ := o.heard(); return n > 0 })
+	server.CLI("LPOP", keys[1])
+	server.CLI("HSET", keys[0], "l", "5", "n", "0", "b", "0")
+	until(t, "the owner to hear of it", func() bool { _, lost := o.heard(); return len(lost) > 0 })
+	if _, lost := o.heard(); !errors.Is(lost[0], broker.ErrForgotten) {
+		t.Errorf("lost: %v", lost)
+	}
+}
+
+// An offer that somebody else made up is passed over, or is a ring; it disturbs nothing.
+func TestOffersThatAreNone(t *testing.T) {
+	server := redistest.Start(t, durable...)
+	b := openStore(t, Options{Address: server.Addr()}, broker.Policy{})
+	o := new(owner)
+	m, _ := mustAttach(t, b, "01", o, 16)
+	box, name := placeOf("c", "01").box, m.(*mailbox).name
+	for _, text := range []string{"o", "o1", "o9:x", "o-1:x", "o1:x1:y", "o1:x1:yz 1", "r", "rx", "{", "", "o99999999999999999999:x",
+		fmt.Sprintf("o%d:%s%d:%sx entry", len(box), box, len(name), name)} {
+		b.store.deliverNotice([]byte(text))
+	}
+	if n, _ := o.heard(); n > 0 {
+		t.Errorf("rung %d times", n)
+	}
+	b.store.deliverNotice(fmt.Appendf(nil, "o%d:%s%d:%s0 no entry", len(box), box, len(name), name))
+	if n, _ := o.heard(); n != 1 {
+		t.Errorf("rung %d times for an entry that cannot be read", n)
+	}
+	mustAppend(t, b, "01", "x")
+	until(t, "the message to be handed over", func() bool { n, _ := o.heard(); return n == 2 })
 }

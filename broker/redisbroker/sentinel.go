@@ -105,7 +105,7 @@ func (b *Broker) sawPrimary(addr string) {
 	}
 	b.moves.Add(1)
 	b.o.Logger.Warn("redis has another primary", "master_name", b.o.MasterName, "address", addr, "before", *before)
-	b.endSession(fmt.Errorf("the primary is %s now", addr))
+	b.ear.endSession(fmt.Errorf("the primary is %s now", addr))
 }
 
 // demoted reports whether an error says that the server is no primary any more.

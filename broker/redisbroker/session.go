@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 // go-redis would reconnect by itself, without a word, and what was published meanwhile would be
 // missing; so a session's client can dial once, and any error ends the session.
 type session struct {
-	b      *Broker
+	e      *ear
 	pubsub *redis.PubSub
 	probes string // the channel of its own probes
 
@@ -50,36 +51,43 @@ type order struct {
 	drop    bool
 }
 
+// probeMark begins a probe: on a cluster it goes over a channel that has other news, too.
+const probeMark = "p"
+
 var (
-	errSilent  = errors.New("a probe that was published did not come back")
-	errOneDial = errors.New("the connection was lost")
+	errSilent    = errors.New("a probe that was published did not come back")
+	errOneDial   = errors.New("the connection was lost")
+	errSlotMoved = errors.New("the channel's slot has moved to another primary")
 )
 
 // listen runs one session to its end and says why it ended.
-func (b *Broker) listen() error {
+func (e *ear) listen() error {
 	s := &session{
-		b: b, probes: fmt.Sprintf("%s:probe:%s:%s", b.o.Prefix, b.o.Node, broker.NewMID()[:8]),
+		e: e, probes: fmt.Sprintf("%s:probe:%s:%s", e.b.o.Prefix, e.b.o.Node, broker.NewMID()[:8]),
 		changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), over: make(chan struct{}),
 		asked: make(map[string]*topic), echo: make(chan struct{}),
 	}
+	if e.sharded { // one channel to a connection is all that can be relied on; its probes go over it, too
+		s.probes = e.key
+	}
 	dialed := false // under the lock of s.pubsub
-	client := b.newClient(func(ctx context.Context, network, addr string) (net.Conn, error) {
+	client := e.b.newClient(func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if dialed {
 			return nil, errOneDial
 		}
 		dialed = true
-		return b.dial(ctx, network, addr)
+		return e.dial(ctx, network, addr)
 	})
 	defer func() { _ = client.Close() }()
-	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
+	ctx, cancel := context.WithTimeout(e.b.ctx, e.b.o.Timeout)
 	defer cancel()
 	s.pubsub = client.Subscribe(ctx)
 	s.answers = []order{{channel: s.probes}}
-	if err := s.pubsub.Subscribe(ctx, s.probes); err != nil {
+	if err := s.ask(ctx, s.probes, false); err != nil {
 		_ = s.pubsub.Close()
 		return err
 	}
-	if !b.setSession(s) {
+	if !e.setSession(s) {
 		_ = s.pubsub.Close()
 		return broker.ErrClosed
 	}
@@ -87,7 +95,7 @@ func (b *Broker) listen() error {
 	writer.Go(s.write)
 	s.end(s.read())
 	writer.Wait()
-	b.clearSession()
+	e.clearSession()
 	return s.cause
 }
 
@@ -122,13 +130,16 @@ func (s *session) read() (err error) {
 		}
 		switch v := v.(type) {
 		case *redis.Subscription:
+			if v.Kind == "sunsubscribe" && len(s.waiting()) == 0 {
+				return errSlotMoved
+			}
 			if err := s.answered(v.Channel, nil); err != nil {
 				return err
 			}
 		case *redis.Message:
-			if v.Channel == s.probes {
-				s.heard(v.Payload)
-			} else {
+			if probe, ok := strings.CutPrefix(v.Payload, probeMark); ok && v.Channel == s.probes {
+				s.heard(probe)
+			} else if v.Channel != s.probes || s.e.sharded {
 				s.deliver(v)
 			}
 		}
@@ -136,7 +147,7 @@ func (s *session) read() (err error) {
 }
 
 func (s *session) deliver(m *redis.Message) {
-	subs := s.b.listeners(m.Channel)
+	subs := s.e.listeners(m.Channel)
 	if len(subs) == 0 {
 		return
 	}
@@ -155,10 +166,10 @@ func (s *session) answered(channel string, refused error) error {
 	sent := s.sent
 	s.mu.Unlock()
 
-	b := s.b
-	b.mu.Lock()
+	e := s.e
+	e.mu.Lock()
 	if len(s.answers) == 0 || (refused == nil && s.answers[0].channel != channel) {
-		b.mu.Unlock()
+		e.mu.Unlock()
 		if refused != nil {
 			return refused
 		}
@@ -173,7 +184,7 @@ func (s *session) answered(channel string, refused error) error {
 			delete(s.asked, o.channel) // so that it is asked for again
 		}
 	}
-	b.mu.Unlock()
+	e.mu.Unlock()
 	switch {
 	case o.drop: // nothing of it is handed on, whatever Redis says
 	case refused == nil:
@@ -181,7 +192,7 @@ func (s *session) answered(channel string, refused error) error {
 	case o.topic == nil:
 		return refused // without probes nothing can be proven
 	default:
-		b.refuse(o.topic, o.channel, refused)
+		e.refuse(o.topic, o.channel, refused)
 	}
 	return nil
 }
@@ -195,17 +206,17 @@ func (s *session) heard(payload string) {
 		return
 	}
 	s.echoed = max(s.echoed, n)
-	s.b.roundTrip.Store(int64(time.Since(s.sentAt)))
+	s.e.roundTrip.Store(int64(time.Since(s.sentAt)))
 	s.sentAt = time.Now() // others may be out still, but a connection that speaks is not silent
 	close(s.echo)
 	s.echo = make(chan struct{})
 	s.mu.Unlock()
-	s.b.prove(n)
+	s.e.prove(n)
 }
 
 // write sends subscriptions and probes until the session is over.
 func (s *session) write() {
-	tick := time.NewTicker(s.b.o.ProbeInterval)
+	tick := time.NewTicker(s.e.b.o.ProbeInterval)
 	defer tick.Stop()
 	s.subscribe()
 	for {
@@ -232,31 +243,27 @@ func (s *session) write() {
 // Topics are compared, not names: a channel that was dropped and is wanted again must not take Redis's
 // answer to the first request for one to the second.
 func (s *session) subscribe() {
-	b := s.b
+	e := s.e
 	var orders []order
-	b.mu.Lock()
-	for channel, t := range b.topics {
+	e.mu.Lock()
+	for channel, t := range e.topics {
 		if s.asked[channel] != t {
 			s.asked[channel] = t
 			orders = append(orders, order{channel: channel, topic: t})
 		}
 	}
 	for channel := range s.asked {
-		if b.topics[channel] == nil {
+		if e.topics[channel] == nil {
 			delete(s.asked, channel)
 			orders = append(orders, order{channel: channel, drop: true})
 		}
 	}
 	s.answers = append(s.answers, orders...)
-	b.mu.Unlock()
+	e.mu.Unlock()
 	// One command for each: of several channels in one, Redis refuses all if it refuses one.
 	for _, o := range orders {
-		ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
-		do := s.pubsub.Subscribe
-		if o.drop {
-			do = s.pubsub.Unsubscribe
-		}
-		err := do(ctx, o.channel)
+		ctx, cancel := context.WithTimeout(e.b.ctx, e.b.o.Timeout)
+		err := s.ask(ctx, o.channel, o.drop)
 		cancel()
 		if err != nil {
 			s.end(err)
@@ -265,12 +272,32 @@ func (s *session) subscribe() {
 	}
 }
 
+// ask asks Redis to subscribe to a channel, or to drop it.
+func (s *session) ask(ctx context.Context, channel string, drop bool) error {
+	switch {
+	case s.e.sharded && drop:
+		return s.pubsub.SUnsubscribe(ctx, channel)
+	case s.e.sharded:
+		return s.pubsub.SSubscribe(ctx, channel)
+	case drop:
+		return s.pubsub.Unsubscribe(ctx, channel)
+	}
+	return s.pubsub.Subscribe(ctx, channel)
+}
+
+// waiting returns what Redis has not answered yet.
+func (s *session) waiting() []order {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	return s.answers
+}
+
 // silent reports whether a probe has been out for as long as an echo may take.
 func (s *session) silent() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// A little less, as the tick that asks comes one interval after the probe was published.
-	return s.sent > s.echoed && time.Since(s.sentAt) >= s.b.o.ProbeInterval*9/10
+	return s.sent > s.echoed && time.Since(s.sentAt) >= s.e.b.o.ProbeInterval*9/10
 }
 
 // retryProbe is the longest wait after a probe that could not be published.
@@ -280,7 +307,7 @@ const retryProbe = 500 * time.Millisecond
 // fails, the node cannot publish, and says so; the connection that hears may be well, and
 // stays.
 func (s *session) probe() time.Duration {
-	b := s.b
+	e := s.e
 	s.mu.Lock()
 	s.sent++
 	n := s.sent
@@ -288,17 +315,17 @@ func (s *session) probe() time.Duration {
 		s.sentAt = time.Now()
 	}
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
+	ctx, cancel := context.WithTimeout(e.b.ctx, e.b.o.Timeout)
 	defer cancel()
-	_, err := b.publish(ctx, s.probes, strconv.AppendUint(nil, n, 10))
-	if err == nil || b.ctx.Err() != nil {
-		return b.o.ProbeInterval
+	_, err := e.publish(ctx, s.probes, strconv.AppendUint([]byte(probeMark), n, 10))
+	if err == nil || e.b.ctx.Err() != nil {
+		return e.b.o.ProbeInterval
 	}
 	s.mu.Lock()
 	s.echoed = max(s.echoed, n) // it will not come back, and that is no sign against the connection
 	s.mu.Unlock()
-	b.disprove(err, false)
-	return min(b.o.ProbeInterval, retryProbe)
+	e.disprove(err, false)
+	return min(e.b.o.ProbeInterval, retryProbe)
 }
 
 // settle waits until a probe that is sent now has come back, or ctx or the session has ended.

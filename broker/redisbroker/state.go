@@ -9,33 +9,33 @@ import (
 )
 
 // listenLoop keeps a session going for as long as the broker is open.
-func (b *Broker) listenLoop() {
+func (e *ear) listenLoop() {
 	wait := time.Duration(0)
 	for {
 		began := time.Now()
-		err := b.listen()
-		if b.ctx.Err() != nil || errors.Is(err, broker.ErrClosed) {
+		err := e.listen()
+		if e.b.ctx.Err() != nil || errors.Is(err, broker.ErrClosed) {
 			return
 		}
-		b.disprove(b.explain(err), true)
-		if time.Since(began) > b.o.MaxBackoff {
+		e.disprove(e.b.explain(err), true)
+		if time.Since(began) > e.b.o.MaxBackoff {
 			wait = 0
 		}
 		// Many nodes lose one server at the same moment: half of the wait is random, so that they
 		// do not all come back at the same moment.
-		wait = min(max(2*wait, 50*time.Millisecond), b.o.MaxBackoff)
-		b.pause(wait/2 + rand.N(wait/2+1))
+		wait = min(max(2*wait, 50*time.Millisecond), e.b.o.MaxBackoff)
+		e.pause(wait/2 + rand.N(wait/2+1))
 	}
 }
 
 // pause waits, unless the broker closes or gets new settings, with which it may work.
-func (b *Broker) pause(d time.Duration) {
+func (e *ear) pause(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-b.configured:
-	case <-b.ctx.Done():
+	case <-e.b.configured:
+	case <-e.b.ctx.Done():
 	}
 }
 
@@ -50,40 +50,43 @@ func (b *Broker) wait(d time.Duration) {
 }
 
 // setSession makes s the session, unless the broker closes.
-func (b *Broker) setSession(s *session) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closing {
+func (e *ear) setSession(s *session) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
 		return false
 	}
-	b.session = s
+	e.session = s
 	return true
 }
 
-func (b *Broker) clearSession() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.session = nil
+func (e *ear) clearSession() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.session = nil
 }
 
 // endSession ends the session under way, if there is one.
-func (b *Broker) endSession(err error) {
-	b.mu.Lock()
-	s := b.session
-	b.mu.Unlock()
+func (e *ear) endSession(err error) {
+	e.mu.Lock()
+	s := e.session
+	e.mu.Unlock()
 	if s != nil {
 		s.end(err)
 	}
 }
 
 // prove notes that a probe has come back, and tells those who were told of a failure.
-func (b *Broker) prove(probe uint64) {
-	b.mu.Lock()
-	lostAt := b.lostAt
-	b.down, b.lostAt = nil, time.Time{}
+func (e *ear) prove(probe uint64) {
+	e.mu.Lock()
+	lostAt := e.lostAt
+	if !lostAt.IsZero() {
+		e.away += time.Since(lostAt)
+	}
+	e.down, e.lostAt = nil, time.Time{}
 	var proven []*subscription
 	var allowed []string
-	for channel, t := range b.topics {
+	for channel, t := range e.topics {
 		if !t.confirmed || t.proven.Load() || probe <= t.after {
 			continue
 		}
@@ -94,12 +97,12 @@ func (b *Broker) prove(probe uint64) {
 		t.proven.Store(true)
 		proven = append(proven, t.subs...)
 	}
-	b.mu.Unlock()
+	e.mu.Unlock()
 	if !lostAt.IsZero() {
-		b.o.Logger.Info("redis is back", "address", b.o.Address, "seconds", time.Since(lostAt).Seconds())
+		e.b.o.Logger.Info("redis is back", "address", e.b.o.Address, "seconds", time.Since(lostAt).Seconds())
 	}
 	for _, channel := range allowed {
-		b.o.Logger.Info("redis allows a channel again", "address", b.o.Address, "channel", channel)
+		e.b.o.Logger.Info("redis allows a channel again", "address", e.b.o.Address, "channel", channel)
 	}
 	for _, s := range proven {
 		s.tell()
@@ -108,28 +111,28 @@ func (b *Broker) prove(probe uint64) {
 
 // disprove notes that nothing is known to arrive any more. Unless the connection is gone, what was
 // confirmed stays so, and the next echo proves it again.
-func (b *Broker) disprove(err error, gone bool) {
-	b.mu.Lock()
-	news := b.lostAt.IsZero()
+func (e *ear) disprove(err error, gone bool) {
+	e.mu.Lock()
+	news := e.lostAt.IsZero()
 	if news {
-		b.lostAt = time.Now()
+		e.lostAt = time.Now()
 	}
-	b.down = err
+	e.down = err
 	before := false
 	var all []*subscription
-	for _, t := range b.topics {
+	for _, t := range e.topics {
 		before = t.proven.Swap(false) || before
 		if gone {
 			t.confirmed = false
 		}
 		all = append(all, t.subs...)
 	}
-	b.mu.Unlock()
+	e.mu.Unlock()
 	if before {
-		b.lost.Add(1)
+		e.lost.Add(1)
 	}
 	if news { // and not for each attempt
-		b.o.Logger.Warn("redis is lost; publishers are answered 503 until it is back", "address", b.o.Address, "error", err)
+		e.b.o.Logger.Warn("redis is lost; publishers are answered 503 until it is back", "address", e.b.o.Address, "error", err)
 	}
 	for _, s := range all {
 		s.tell()
@@ -137,17 +140,17 @@ func (b *Broker) disprove(err error, gone bool) {
 }
 
 // refuse notes that Redis does not let one channel be heard. The others are not touched.
-func (b *Broker) refuse(t *topic, channel string, err error) {
-	err = b.explain(err)
-	b.mu.Lock()
+func (e *ear) refuse(t *topic, channel string, err error) {
+	err = e.b.explain(err)
+	e.mu.Lock()
 	news := t.refused == nil
 	t.refused = err
 	t.confirmed = false
 	t.proven.Store(false)
 	subs := t.subs
-	b.mu.Unlock()
+	e.mu.Unlock()
 	if news {
-		b.o.Logger.Warn("redis refuses a channel; its publishers are answered 503", "address", b.o.Address, "channel", channel, "error", err)
+		e.b.o.Logger.Warn("redis refuses a channel; its publishers are answered 503", "address", e.b.o.Address, "channel", channel, "error", err)
 	}
 	for _, s := range subs {
 		s.tell()

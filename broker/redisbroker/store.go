@@ -24,11 +24,7 @@ type store struct {
 	incarnation string
 	notices     *notices
 	answering   chan struct{} // places for those who answer other nodes
-	lease       *ownerLease
 	recheck     chan struct{} // look at mailboxes now: at all if missed is set, or at the suspects
-
-	// Fixed by begin.
-	appends, rest *lane
 
 	attaches atomic.Uint64 // numbers them
 	beaten   atomic.Bool   // the server has been told that this node is alive
@@ -39,10 +35,11 @@ type store struct {
 	muted   atomic.Bool
 	rewrite atomic.Pointer[func(*script) *script]
 
+	formatSeen atomic.Bool           // the format of the keys was looked at
+	formatErr  atomic.Pointer[error] // why it cannot be read, or nil
+
 	mu        sync.Mutex
-	condition condition
-	complaint string // what was logged of it, if it is not mended
-	down      error  // why the last exchange failed, or nil
+	shards    map[string]*shard // by address; see shard
 	policies  map[string]broker.Policy
 	suspects  []*mailbox            // that are said to have another owner
 	line      map[string][]*mailbox // of this node, waiting for their turn
@@ -59,8 +56,8 @@ type store struct {
 func newStore(b *Broker) *store {
 	return &store{
 		b: b, names: b.names, clock: newClock(), incarnation: b.o.Node + "/" + broker.NewMID()[:8],
-		notices: newNotices(), lease: newOwnerLease(b.o.Lease), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
-		boxes: make(map[string][]*mailbox), line: make(map[string][]*mailbox), lives: make(map[string]life), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
+		notices: newNotices(), answering: make(chan struct{}, maxAsked), recheck: make(chan struct{}, 1),
+		shards: make(map[string]*shard), boxes: make(map[string][]*mailbox), line: make(map[string][]*mailbox), lives: make(map[string]life), orphans: make(map[string]orphan), withdrawn: make(map[string]withdrawal),
 		endings: make(map[broker.Ending]uint64), waits: make(map[string]map[chan struct{}]bool),
 		asks: make(map[string]chan answer), tallies: make(map[string]*tally),
 	}
@@ -92,18 +89,29 @@ func (s *store) begin() {
 	b.mu.Lock()
 	first := !s.begun.Load() && !b.closing
 	if first {
-		s.appends, s.rest = b.newLane(true), b.newLane(false)
 		s.begun.Store(true)
-		b.loops.Go(s.appends.loop)
-		b.loops.Go(s.rest.loop)
 		b.loops.Go(s.watchLoop)
 		b.loops.Go(s.keepLoop)
 		b.loops.Go(s.noticeLoop)
+		b.loops.Go(s.hear)
 	}
 	b.mu.Unlock()
-	if first {
-		_, _ = b.Subscribe(s.names.node(s.incarnation), nodeSink{s}) // it fails only if the broker closes
+}
+
+// hear subscribes to what this node is told, once it is known how nodes are told: on a cluster over a sharded channel.
+func (s *store) hear() {
+	b := s.b
+	for b.discover(b.ctx) != nil {
+		if b.ctx.Err() != nil {
+			return
+		}
+		b.wait(noticeRetry)
 	}
+	ear := b.ear
+	if b.kind.Load() == kindCluster {
+		ear = b.nodeEar
+	}
+	_, _ = ear.subscribe(s.names.node(s.incarnation), nodeSink{s}) // it fails only if the broker closes
 }
 
 // enter begins a call of the store's. If it returns no error, leave must be called at the end.
@@ -128,9 +136,12 @@ func (b *Broker) Start() error {
 	defer leave()
 	ctx, cancel := context.WithTimeout(b.ctx, b.o.Timeout)
 	defer cancel()
-	_ = b.store.preflight(ctx)
-	if err := b.store.seen().err; err != nil {
-		return b.explain(err)
+	_ = b.store.lookAtFormat(ctx)
+	if err := b.store.formatErr.Load(); err != nil {
+		return b.explain(*err)
+	}
+	for _, sh := range b.store.current() {
+		_ = sh.preflight(ctx)
 	}
 	return nil
 }
@@ -170,31 +181,21 @@ func (s *store) ended(e broker.Ending) {
 	s.endings[e]++
 }
 
-// reached notes how an exchange with the server ended that began at a moment of the lease's clock.
-func (s *store) reached(began time.Duration, err error) {
-	if err != nil && answered(err) {
-		err = nil
-	}
-	if err == nil && s.lease.renew(began) {
-		s.lookAtAll() // their owners have stopped to write
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.down = err
-}
-
-func (s *store) failure() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.down == nil {
-		return nil
-	}
-	return s.b.explain(s.down)
-}
-
 // Unreached returns for how long the server has not answered the store, or from when the broker was made. While all is
 // well that is up to a second or so.
-func (b *Broker) Unreached() time.Duration { return b.store.lease.silence() }
+//
+// On a cluster it is that of the primary which was heard of last.
+func (b *Broker) Unreached() time.Duration {
+	all := b.store.current()
+	if len(all) == 0 {
+		return time.Since(b.started)
+	}
+	least := all[0].lease.silence()
+	for _, sh := range all[1:] {
+		least = min(least, sh.lease.silence())
+	}
+	return least
+}
 
 // closed tells all owners that the store is closed.
 func (s *store) closed() {
@@ -212,10 +213,34 @@ func (s *store) closed() {
 	}
 }
 
-// call runs a script in the lane for everything but appends, and returns its answer.
+// put hands an operation over to the primary that has its keys.
+func (s *store) put(ctx context.Context, o *op) error {
+	sh := o.shard
+	if sh == nil || o.moves > 0 {
+		var err error
+		if sh, err = s.shardOf(ctx, o.slot()); err != nil {
+			return err
+		}
+	}
+	o.shard = sh
+	if o.stores {
+		return sh.appends.put(ctx, o)
+	}
+	return sh.rest.put(ctx, o)
+}
+
+// do hands an operation over and waits for its result.
+func (s *store) do(ctx context.Context, o *op) error {
+	if err := s.put(ctx, o); err != nil {
+		return err
+	}
+	return s.await(ctx, o)
+}
+
+// call runs a script, and returns its answer.
 func (s *store) call(ctx context.Context, sc *script, keys []string, args ...any) (*reply, error) {
 	o := newOp(sc, keys, args...)
-	if err := s.rest.do(ctx, o); err != nil {
+	if err := s.do(ctx, o); err != nil {
 		return nil, err
 	}
 	return replyOf(o.reply), nil
@@ -225,11 +250,11 @@ func (s *store) call(ctx context.Context, sc *script, keys []string, args ...any
 func (s *store) calls(ctx context.Context, ops []*op) []error {
 	errs := make([]error, len(ops))
 	for i, o := range ops {
-		errs[i] = s.rest.put(ctx, o)
+		errs[i] = s.put(ctx, o)
 	}
 	for i, o := range ops {
 		if errs[i] == nil {
-			errs[i] = s.rest.await(ctx, o)
+			errs[i] = s.await(ctx, o)
 		}
 	}
 	return errs
@@ -238,8 +263,10 @@ func (s *store) calls(ctx context.Context, ops []*op) []error {
 // command runs one command, not a script.
 func (s *store) command(ctx context.Context, args ...any) (any, error) {
 	o := newOp(nil, nil, args...)
-	err := s.rest.do(ctx, o)
-	return o.reply, err
+	if err := s.do(ctx, o); err != nil {
+		return nil, err // o belongs to the lane still, if ctx has ended
+	}
+	return o.reply, nil
 }
 
 // wrong wraps what makes an answer unreadable.

@@ -22,31 +22,31 @@ type topic struct {
 	refused   error  // why Redis does not let this channel be heard, if it does not
 }
 
-// Subscribe implements [broker.Broker].
-func (b *Broker) Subscribe(channel string, sink broker.Sink) (broker.Subscription, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closing {
+// subscribe is Subscribe for one ear's channels.
+func (e *ear) subscribe(channel string, sink broker.Sink) (broker.Subscription, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
 		return nil, broker.ErrClosed
 	}
-	if !b.listening {
-		b.listening = true
-		b.loops.Go(b.listenLoop)
+	if !e.listening {
+		e.listening = true
+		e.b.loops.Go(e.listenLoop)
 	}
-	t := b.topics[channel]
+	t := e.topics[channel]
 	if t == nil {
 		t = new(topic)
-		b.topics[channel] = t
-		b.changedLocked()
+		e.topics[channel] = t
+		e.changedLocked()
 	}
-	s := &subscription{broker: b, channel: channel, topic: t, sink: sink}
+	s := &subscription{ear: e, channel: channel, topic: t, sink: sink}
 	t.subs = append(slices.Clone(t.subs), s)
 	return s, nil
 }
 
 // subscription is one sink's hold on a channel.
 type subscription struct {
-	broker  *Broker
+	ear     *ear
 	channel string
 	topic   *topic
 	sink    broker.Sink
@@ -65,19 +65,19 @@ func (s *subscription) Err() error {
 	if s.topic.proven.Load() {
 		return nil
 	}
-	b := s.broker
-	if down := b.failure(s.topic); down != nil {
+	e := s.ear
+	if down := e.failure(s.topic); down != nil {
 		return down
 	}
-	return fmt.Errorf("%w: redis at %s: the subscription to %s is not proven yet", broker.ErrUnavailable, b.o.Address, s.channel)
+	return fmt.Errorf("%w: redis at %s: the subscription to %s is not proven yet", broker.ErrUnavailable, e.b.o.Address, s.channel)
 }
 
 // failure returns why nothing is heard of a topic, or nil if that is not so or was not tried yet.
-func (b *Broker) failure(t *topic) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.down != nil {
-		return b.down
+func (e *ear) failure(t *topic) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.down != nil {
+		return e.down
 	}
 	return t.refused
 }
@@ -85,10 +85,10 @@ func (b *Broker) failure(t *topic) error {
 // Close implements [broker.Subscription].
 func (s *subscription) Close() {
 	s.closed.Store(true)
-	b := s.broker
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.topics[s.channel]
+	e := s.ear
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.topics[s.channel]
 	if t == nil {
 		return
 	}
@@ -96,14 +96,14 @@ func (s *subscription) Close() {
 	if len(t.subs) > 0 {
 		return
 	}
-	delete(b.topics, s.channel)
-	b.changedLocked()
+	delete(e.topics, s.channel)
+	e.changedLocked()
 }
 
-// changedLocked has the session subscribe to what is wanted now. It must be called with b.mu held.
-func (b *Broker) changedLocked() {
-	if b.session != nil {
-		wake(b.session.changed)
+// changedLocked has the session subscribe to what is wanted now. It must be called with e.mu held.
+func (e *ear) changedLocked() {
+	if e.session != nil {
+		wake(e.session.changed)
 	}
 }
 
@@ -124,7 +124,7 @@ func (s *subscription) tell() {
 	s.call(func() {
 		var err error
 		if !s.topic.proven.Load() {
-			if err = s.broker.failure(s.topic); err == nil {
+			if err = s.ear.failure(s.topic); err == nil {
 				return // neither proven nor failed
 			}
 		}
@@ -145,17 +145,17 @@ func (s *subscription) call(f func()) {
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			s.broker.o.Logger.Error("a sink panicked", "channel", s.channel, "panic", v, "stack", string(debug.Stack()))
+			s.ear.b.o.Logger.Error("a sink panicked", "channel", s.channel, "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
 	f()
 }
 
 // listeners returns the subscriptions of a channel.
-func (b *Broker) listeners(channel string) []*subscription {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if t := b.topics[channel]; t != nil {
+func (e *ear) listeners(channel string) []*subscription {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.topics[channel]; t != nil {
 		return t.subs
 	}
 	return nil

@@ -33,13 +33,7 @@ func (s *store) keepLoop() {
 	looked, beaten, counted, measured := time.Time{}, time.Time{}, time.Time{}, 0
 	for {
 		ctx, cancel := context.WithTimeout(s.b.ctx, 5*s.b.o.Timeout)
-		c := s.seen()
-		wanting := !c.known || c.err != nil || c.volatile() != "" || c.replicas < s.b.settings.Load().Replicas
-		if wanting || time.Since(looked) >= lookInterval {
-			if s.preflight(ctx) == nil {
-				looked = time.Now()
-			}
-		}
+		looked = s.lookAtShards(ctx, looked)
 		if time.Since(beaten) >= s.b.o.Lease/4 && s.beat(ctx) == nil {
 			beaten = time.Now()
 		}
@@ -76,19 +70,24 @@ func (s *store) hold(ctx context.Context, key string, d time.Duration, alone boo
 	return r.number() == 1, r.err
 }
 
-// preflight looks at the server. If there is no connection yet, making one does so too.
-func (s *store) preflight(ctx context.Context) error {
-	c, err := s.b.look(ctx, commander{s})
-	if err != nil {
-		return err
+// lookAtShards looks at the servers: often at one that is wanting. It returns when it last looked at all.
+func (s *store) lookAtShards(ctx context.Context, looked time.Time) time.Time {
+	all := time.Since(looked) >= lookInterval
+	if all {
+		_, _ = s.b.primaryOf(ctx, 0) // so that it is known who is there
+		looked = time.Now()
 	}
-	if err := s.b.checkFormat(ctx, commander{s}); errors.Is(err, broker.ErrFormat) {
-		c.err = err
-	} else if err != nil {
-		return err
+	for _, addr := range s.b.primaries() {
+		sh, err := s.shard(addr)
+		if err != nil {
+			return looked
+		}
+		c := sh.seen()
+		if all || !c.known || c.err != nil || c.volatile() != "" || c.replicas < s.b.settings.Load().Replicas {
+			_ = sh.preflight(ctx) // whoever needs it says so
+		}
 	}
-	s.setCondition(c)
-	return nil
+	return looked
 }
 
 // sweep finishes what is due, as far as it gets in its time.
@@ -115,9 +114,11 @@ func (s *store) dueMailboxes(ctx context.Context) (due []place, more bool, err e
 	for part := range ops {
 		ops[part] = newOp(nil, nil, "ZRANGEBYSCORE", s.names.in(part, "due"), "-inf", now, "LIMIT", 0, sweepMailboxes)
 	}
+	var failed error
 	for part, err := range s.calls(ctx, ops) {
 		if err != nil {
-			return nil, false, err
+			failed = err // one primary's; others go on
+			continue
 		}
 		n := 0
 		for r := replyOf(ops[part].reply); r.more(); n++ {
@@ -129,6 +130,9 @@ func (s *store) dueMailboxes(ctx context.Context) (due []place, more bool, err e
 			due = append(due, placeOf(channel, id))
 		}
 		more = more || n == sweepMailboxes
+	}
+	if len(due) == 0 {
+		return nil, false, failed
 	}
 	return due, more, nil
 }

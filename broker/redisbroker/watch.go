@@ -110,19 +110,22 @@ func (s *store) attached() []*mailbox {
 // ring it rings all that are still owners: they may have stopped to write while the server was not heard of.
 func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 	all = slices.DeleteFunc(slices.Clone(all), func(m *mailbox) bool { return m.Fence() == 0 && s.inLine(m.place, m.owner) != m })
+	var failed error
 	for n := 0; len(all) > 0; n++ {
 		if n > 0 {
 			s.b.wait(watchPause)
 		}
 		some := all[:min(watchBatch, len(all))]
 		all = all[len(some):]
-		ops := make([]*op, len(some))
+		ops, reads := make([]*op, len(some)), make([]uint64, len(some))
 		for i, m := range some {
+			reads[i] = m.known()
 			ops[i] = newOp(nil, nil, "HMGET", s.names.mailbox(m.place)[0], "o", "l", "f")
 		}
 		for i, err := range s.calls(ctx, ops) {
 			if err != nil {
-				return err
+				failed = err // one primary's; others go on
+				continue
 			}
 			r := replyOf(ops[i].reply)
 			switch v, ok := readHold(r); {
@@ -130,11 +133,11 @@ func (s *store) look(ctx context.Context, all []*mailbox, ring bool) error {
 			case some[i].Fence() == 0:
 				some[i].lookAtLine(ctx, v)
 			default:
-				some[i].look(v, ring)
+				some[i].look(v, reads[i], ring)
 			}
 		}
 	}
-	return nil
+	return failed
 }
 
 // held is what Redis knows of a mailbox: its owner, last sequence and fence.
@@ -157,10 +160,23 @@ func (h held) why(m *mailbox) error {
 	return broker.ErrFenced
 }
 
-// look takes what Redis holds of the mailbox.
-func (m *mailbox) look(h held, ring bool) {
-	if h.owner != m.name {
+// known returns the last sequence that the owner knows of.
+func (m *mailbox) known() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.read
+}
+
+// look takes what Redis holds of the mailbox; known is what m knew when it was asked.
+func (m *mailbox) look(h held, known uint64, ring bool) {
+	switch {
+	case h.owner != m.name:
 		m.lose(h.why(m))
+		return
+	case h.last < known:
+		// A replica was promoted that had not heard of all: what is stored from now on can get sequences that the owner
+		// believes to have read. Whoever attaches anew reads all that there is.
+		m.lose(broker.ErrForgotten)
 		return
 	}
 	m.mu.Lock()
@@ -203,17 +219,23 @@ func (s *store) retryOrphans(ctx context.Context) {
 	}
 }
 
-// commander sends single commands in the store's lane.
-type commander struct{ s *store }
+// commander sends single commands in a lane of the store's.
+type commander struct {
+	sh *shard // nil: to whoever has the key
+	s  *store // if sh is nil
+}
 
 // Do is that of a redis client.
 func (c commander) Do(ctx context.Context, args ...any) *redis.Cmd {
 	cmd := redis.NewCmd(ctx, args...)
-	o := newOp(nil, nil, args...)
-	if err := c.s.rest.do(ctx, o); err != nil {
+	o, s := newOp(nil, nil, args...), c.s
+	if c.sh != nil {
+		o.shard, s = c.sh, c.sh.s
+	}
+	if err := s.do(ctx, o); err != nil {
 		var refused redis.Error
-		if errors.As(o.err, &refused) {
-			err = o.err // as it came
+		if errors.As(err, &refused) {
+			err = refused // as it came
 		}
 		cmd.SetErr(err)
 		return cmd

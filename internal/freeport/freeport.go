@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 )
@@ -23,22 +24,34 @@ func Addr(t testing.TB) string {
 	end := ephemeral()
 	for range 1000 {
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.N(end-lowest)))
-		// The tests' claim on a TCP port is the UDP port of the same number, which none of them needs otherwise.
-		claim, err := net.ListenPacket("udp", addr)
-		if err != nil {
+		release, ok := claim(addr)
+		if !ok {
 			continue
 		}
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
-			_ = claim.Close()
+			release()
 			continue
 		}
 		_ = ln.Close()
-		t.Cleanup(func() { _ = claim.Close() })
+		t.Cleanup(release)
 		return addr
 	}
 	t.Fatalf("no free port between %d and %d on 127.0.0.1", lowest, end)
 	return ""
+}
+
+// claim keeps other tests from a port. On Linux it is an abstract Unix socket, which goes with its process however that
+// ends; elsewhere ports are not claimed, and rarely collide.
+func claim(addr string) (release func(), ok bool) {
+	if runtime.GOOS != "linux" {
+		return func() {}, true
+	}
+	ln, err := net.Listen("unix", "@caddyrelay-test-"+addr)
+	if err != nil {
+		return nil, false
+	}
+	return func() { _ = ln.Close() }, true
 }
 
 // ephemeral returns the first port that the system gives out itself.

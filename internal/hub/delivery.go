@@ -118,7 +118,7 @@ func (d *delivery) attach(window int) *Refusal {
 	defer cancel()
 	tenure := &tenure{delivery: d}
 	box, page, err := d.how.Store.Attach(ctx, d.s.e.Channel, d.s.id, tenure,
-		broker.AttachOptions{Mode: d.how.Mode, Window: window, Limit: d.ahead(), Bytes: pageBytes})
+		d.attachOptionsLocked(0))
 	switch {
 	case err == nil:
 	case errors.Is(err, broker.ErrHeld) && d.how.Mode == broker.Standby:
@@ -209,6 +209,13 @@ func (d *delivery) lostLocked(err error) {
 // ahead is how many messages are held here at most. More than the window, so that the next is there when the peer has
 // acknowledged one, and that a page is worth its while.
 func (d *delivery) ahead() int { return 2 * d.window }
+
+// attachOptionsLocked says how to take the mailbox, with room for so many messages on top.
+func (d *delivery) attachOptionsLocked(more int) broker.AttachOptions {
+	return broker.AttachOptions{
+		Mode: d.how.Mode, Window: d.window, Limit: d.ahead() + more, Bytes: pageBytes, Address: d.s.conn.RemoteAddr().String(),
+	}
+}
 
 // removeLocked takes a flight out. A fresh slice is not needed: only holders of s.mu see it.
 func (d *delivery) removeLocked(i int) {

@@ -909,3 +909,15 @@ func consume(t *testing.T, o *office, id string, acked map[string]bool, all int)
 		got++
 	}
 }
+
+// A publication, which others of the same channel may still get, is nothing for a socket with a mailbox: its answer would
+// be taken for that to the message in flight.
+func TestStoredSocketsGetNoPublications(t *testing.T) {
+	o := newOffice(t)
+	p := o.json("01", 4)
+	if n := o.hub.Deliver(message("01", "published")); n != 0 {
+		t.Errorf("%d took it", n)
+	}
+	o.publish("01", "stored")
+	p.expect("stored")
+}

@@ -67,6 +67,9 @@ func encodeMessage(m *broker.Message, c codec, attempt int, fence string) encode
 
 // deliver queues the message for this session and returns 1, or counts why not and returns 0.
 func (s *Session) deliver(o *encoder) int {
+	if s.delivery != nil { // it reads its mailbox; unasked, this would pass as the answer to what is in flight
+		return 0
+	}
 	e := o.encode(codec{framing: s.e.Framing, json: s.protocol == JSON})
 	switch {
 	case e.size > s.e.MaxMessage:

@@ -48,7 +48,7 @@ func (d *delivery) promote(t task) {
 		d.s.mu.Unlock()
 	}
 	d.s.mu.Lock()
-	o := broker.AttachOptions{Mode: d.how.Mode, Window: d.window, Limit: d.ahead(), Bytes: pageBytes}
+	o := d.attachOptionsLocked(0)
 	d.s.mu.Unlock()
 	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, t.stand, o)
 	d.s.mu.Lock()

@@ -247,7 +247,7 @@ func (d *delivery) restore(t task) {
 // attachAnew attaches at t.attach. before is called with s.mu held, when that is done.
 func (d *delivery) attachAnew(ctx context.Context, t task, before func()) bool {
 	d.s.mu.Lock()
-	o := broker.AttachOptions{Mode: d.how.Mode, Window: d.window, Limit: d.ahead() + len(d.flights), Bytes: pageBytes}
+	o := d.attachOptionsLocked(len(d.flights))
 	d.s.mu.Unlock()
 	tenure := &tenure{delivery: d}
 	box, page, err := t.attach.Attach(ctx, d.s.e.Channel, d.s.id, tenure, o)

@@ -41,7 +41,8 @@ type Server struct {
 
 // Reserve returns a server that does not run yet; [Server.Restart] starts it. Further arguments are
 // redis-server's, such as "--requirepass", "secret"; {port} in them stands for the port. Without
-// any, nothing is persisted.
+// any, nothing is persisted. With "--bind" and an address the server is there instead of on loopback; it
+// takes "--protected-mode", "no" then, too.
 func Reserve(t testing.TB, args ...string) *Server {
 	t.Helper()
 	// Not t.TempDir: it holds the test's name, and the path of a socket must be short.
@@ -49,7 +50,7 @@ func Reserve(t testing.TB, args ...string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, addr: freeport.Addr(t), dir: dir, args: args}
+	s := &Server{t: t, addr: addrFor(t, args), dir: dir, args: args}
 	t.Cleanup(func() {
 		s.Kill()
 		_ = os.RemoveAll(dir)
@@ -70,12 +71,31 @@ func Start(t testing.TB, args ...string) *Server {
 		if try == 3 {
 			t.Fatal(err)
 		}
-		s.addr = freeport.Addr(t)
+		s.addr = addrFor(t, args)
 	}
+}
+
+// addrFor returns an address for a server with these arguments.
+func addrFor(t testing.TB, args []string) string {
+	_, port, _ := net.SplitHostPort(freeport.Addr(t))
+	return net.JoinHostPort(hostOf(args), port)
+}
+
+// hostOf returns the address that the arguments bind the server to.
+func hostOf(args []string) string {
+	for i := range len(args) - 1 {
+		if args[i] == "--bind" {
+			return args[i+1]
+		}
+	}
+	return "127.0.0.1"
 }
 
 // Addr returns host:port.
 func (s *Server) Addr() string { return s.addr }
+
+// Host returns the address without the port.
+func (s *Server) Host() string { return hostOf(s.args) }
 
 // Port returns the port.
 func (s *Server) Port() string {
@@ -123,7 +143,7 @@ func (s *Server) start() error {
 	if err := os.Remove(s.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	args := []string{"--bind", "127.0.0.1", "--port", s.Port(), "--dir", s.dir, "--unixsocket", s.Socket(),
+	args := []string{"--bind", s.Host(), "--port", s.Port(), "--dir", s.dir, "--unixsocket", s.Socket(),
 		"--save", "", "--appendonly", "no", "--daemonize", "no"}
 	for _, arg := range s.args {
 		args = append(args, strings.ReplaceAll(arg, "{port}", s.Port()))
@@ -224,7 +244,7 @@ func (s *Server) control(signal string) {
 // CLI runs redis-cli, a client that is not ours, and returns what it printed.
 func (s *Server) CLI(args ...string) string {
 	s.t.Helper()
-	out, err := exec.Command("redis-cli", append([]string{"-h", "127.0.0.1", "-p", s.Port()}, args...)...).CombinedOutput()
+	out, err := exec.Command("redis-cli", append([]string{"-h", s.Host(), "-p", s.Port()}, args...)...).CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("redis-cli %s: %v\n%s (if it is missing, run \"make deps\")", strings.Join(args, " "), err, out)
 	}

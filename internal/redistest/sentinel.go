@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/caddyrelay/relay/internal/freeport"
 )
 
 // Sentinels is a primary with replicas, watched by three Sentinels under the name [Sentinels.Name].
@@ -32,14 +30,14 @@ func StartSentinels(t testing.TB, replicas int, args ...string) *Sentinels {
 	primary := Start(t, args...)
 	s.Servers = append(s.Servers, primary)
 	for range replicas {
-		s.Servers = append(s.Servers, Start(t, append(args, "--replicaof", "127.0.0.1 "+primary.Port())...))
+		s.Servers = append(s.Servers, Start(t, append(args, "--replicaof", primary.Host()+" "+primary.Port())...))
 	}
 	s.wait("the replicas", func() bool {
 		return strings.Contains(primary.CLI("INFO", "replication"), fmt.Sprintf("connected_slaves:%d", replicas)) &&
 			strings.Count(primary.CLI("INFO", "replication"), "state=online") == replicas
 	})
 	for range 3 {
-		s.Addrs = append(s.Addrs, s.startSentinel(primary.Port()))
+		s.Addrs = append(s.Addrs, s.startSentinel(primary))
 	}
 	s.wait("the Sentinels to know each other", func() bool {
 		for _, addr := range s.Addrs {
@@ -53,7 +51,7 @@ func StartSentinels(t testing.TB, replicas int, args ...string) *Sentinels {
 	return s
 }
 
-func (s *Sentinels) startSentinel(port string) string {
+func (s *Sentinels) startSentinel(primary *Server) string {
 	s.t.Helper()
 	binary := os.Getenv("REDIS_SERVER")
 	if binary == "" {
@@ -63,11 +61,11 @@ func (s *Sentinels) startSentinel(port string) string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	addr := freeport.Addr(s.t)
-	_, own, _ := net.SplitHostPort(addr)
+	addr := addrFor(s.t, primary.args)
+	host, own, _ := net.SplitHostPort(addr)
 	file := filepath.Join(dir, "sentinel.conf")
-	config := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor %s 127.0.0.1 %s 2\n"+
-		"sentinel down-after-milliseconds %s 500\nsentinel failover-timeout %s 2000\n", own, dir, s.Name, port, s.Name, s.Name)
+	config := fmt.Sprintf("port %s\nbind %s\ndir %s\nsentinel monitor %s %s %s 2\n"+
+		"sentinel down-after-milliseconds %s 500\nsentinel failover-timeout %s 2000\n", own, host, dir, s.Name, host, primary.Port(), s.Name, s.Name)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
@@ -85,8 +83,8 @@ func (s *Sentinels) startSentinel(port string) string {
 
 // CLI asks one of the Sentinels. It returns what redis-cli prints, which is no error if the Sentinel is not there yet.
 func (s *Sentinels) CLI(addr string, args ...string) string {
-	_, port, _ := net.SplitHostPort(addr)
-	out, _ := exec.Command("redis-cli", append([]string{"-p", port}, args...)...).CombinedOutput()
+	host, port, _ := net.SplitHostPort(addr)
+	out, _ := exec.Command("redis-cli", append([]string{"-h", host, "-p", port}, args...)...).CombinedOutput()
 	return string(out)
 }
 
@@ -114,7 +112,7 @@ func (s *Sentinels) Failover() {
 	before.Kill()
 	s.wait("another primary", func() bool { return s.Primary() != before })
 	before.Restart()
-	before.CLI("REPLICAOF", "127.0.0.1", s.Primary().Port()) // the Sentinels would say so, within half a minute
+	before.CLI("REPLICAOF", before.Host(), s.Primary().Port()) // the Sentinels would say so, within half a minute
 	s.wait("the old primary to be a replica", func() bool {
 		return strings.Contains(before.CLI("ROLE"), "slave") && strings.Contains(before.CLI("INFO", "replication"), "master_link_status:up")
 	})

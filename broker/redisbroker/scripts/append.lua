@@ -4,9 +4,10 @@
 -- ARGV  1 MID, 2 fingerprint, 3 mailbox, 4 expires ms or 0, 5 ttl ms or 0, 6 retention ms, 7 size of the body,
 --       8 the message as stored, 9 highest sequence the caller knows of, 10 entries and 11 bytes the mailbox may hold,
 --       12 entries, 13 bytes, 14 records and 15 dead letters this partition of the channel may hold, 16 channel, 17 ID,
---       18 ref, 19 node that waits or empty, 20 dedupe ms, 21 MID of the record at 10 or empty
+--       18 ref, 19 node that waits or empty, 20 dedupe ms, 21 MID of the record at 10 or empty, 22 the calling process, or empty if it tells owners
+--       itself, 23 what the names of the channels of nodes begin with, 24 size of the largest message that is told whole
 -- returns {what, now us, MID, state, sequence, owner, pending, bytes, records, dead, sequence of the entry before or 0,
---       expires, retain}; what is ok, same (this MID is stored), duplicate, conflict, mailbox, channel, records, dead,
+--       expires, retain, 1 if the owner was told}; what is ok, same (this MID is stored), duplicate, conflict, mailbox, channel, records, dead,
 --       expired, or again: the key may be used again; call once more with 10 and 21
 --
 -- All checks come before the first write, which is one that Redis refuses at maxmemory: then nothing is done. The record
@@ -70,4 +71,17 @@ add('f', ARGV[18])
 if expires > 0 then add('x', fmt(expires)) end
 if ARGV[19] ~= '' then add('w', ARGV[19] .. '\n') end
 redis.call('HSET', KEYS[9], unpack(rec))
-return {'ok', now, ARGV[1], 'stored', seq, m[4] or '', pending, all, records, dead, tonumber(m[1] or 0), expires, retain}
+local told = 0
+local node = m[4] and ARGV[22] ~= '' and string.match(m[4], '^[^#]*')
+if node and node ~= ARGV[22] then
+  -- Here, and not from the caller: it is one command less, whoever hears it has all in order, and none is missing because
+  -- the caller died. See parseOffer.
+  local text = 'r' .. ARGV[3]
+  if #ARGV[8] <= tonumber(ARGV[24]) then
+    text = 'o' .. #ARGV[3] .. ':' .. ARGV[3] .. #m[4] .. ':' .. m[4] .. (m[1] or '0') .. ' ' .. fmt(seq) .. ' ' .. ARGV[1] .. ' ' ..
+      fmt(expires) .. ' ' .. fmt(retain) .. ' ' .. fmt(size) .. '\n' .. ARGV[8]
+  end
+  redis.call('PUBLISH', ARGV[23] .. node, text)
+  told = 1
+end
+return {'ok', now, ARGV[1], 'stored', seq, m[4] or '', pending, all, records, dead, tonumber(m[1] or 0), expires, retain, told}

@@ -1,7 +1,7 @@
 -- Finishes entries of a mailbox, or notes their counts. All of it is one step.
 --
--- KEYS  1-8 of the mailbox, then two for each outcome: its record, and where that is if the key was used again
--- ARGV  1 mode, 2 owner, 3 mailbox, 4 receipts ms, 5 dedupe ms, 6 node, 7 grace ms; then ten for each outcome:
+-- KEYS  1-8 of the mailbox, 9 presence, then two for each outcome: its record, and where that is if the key was used again
+-- ARGV  1 mode, 2 owner, 3 mailbox, 4 receipts ms, 5 dedupe ms, 6 node, 7 grace ms, 8 ID; then ten for each outcome:
 --       sequence, MID, state, reason, detail, reply, attempts, failures, deaths, not before ms
 --       modes: own; detach, which gives the mailbox up; cancel, which finishes what was never pushed, in the name of the
 --       owner, or, if that is empty, if there is none; sweep, which finishes what is due, an entry of a mailbox that has
@@ -48,14 +48,14 @@ local function take(i)
 end
 
 local function record(k, mid)
-  for _, key in ipairs({KEYS[7 + 2 * k], KEYS[8 + 2 * k]}) do
+  for _, key in ipairs({KEYS[8 + 2 * k], KEYS[9 + 2 * k]}) do
     local r = redis.call('HMGET', key, 'm', 't', 'w', 'f')
     if r[1] == mid then return key, r[2], r[3], r[4] end
   end
 end
 
 local function settle(k)
-  local a = 7 + (k - 1) * 10
+  local a = 8 + (k - 1) * 10
   local seq, mid, state = tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3]
   local i, entry, expires, retain, size = locate(seq, mid)
   if not i then return '1' end
@@ -103,10 +103,13 @@ local function settle(k)
 end
 
 local verdicts = {}
-for k = 1, (#ARGV - 7) / 10 do verdicts[k] = settle(k) end
+for k = 1, (#ARGV - 8) / 10 do verdicts[k] = settle(k) end
 
 count, bytes = count - finished, bytes - freed
-if mode == 'detach' then redis.call('HDEL', KEYS[1], 'o', 'w') end
+if mode == 'detach' then
+  redis.call('HDEL', KEYS[1], 'o', 'w')
+  redis.call('HDEL', KEYS[9], ARGV[8])
+end
 if count <= 0 then
   redis.call('DEL', KEYS[2])
   if finished > 0 then
