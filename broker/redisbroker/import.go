@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyrelay/relay/broker"
@@ -82,12 +83,15 @@ func (b *Broker) Identity(ctx context.Context, channels []string) (string, error
 	}
 	defer leave()
 	s := b.store
-	if err := s.preflight(ctx); err != nil {
+	all, err := s.lookAtAllShards(ctx)
+	if err != nil {
 		return "", err
 	}
-	for _, channel := range channels {
-		if err := s.admit(s.policy(channel)); err != nil {
-			return "", err
+	for _, sh := range all {
+		for _, channel := range channels {
+			if err := sh.admit(s.policy(channel)); err != nil {
+				return "", err
+			}
 		}
 	}
 	if _, err := s.command(ctx, "HSETNX", s.names.meta(), "identity", broker.NewMID()); err != nil {
@@ -102,6 +106,28 @@ func (b *Broker) Identity(ctx context.Context, channels []string) (string, error
 		return "", s.wrong("identity", fmt.Errorf("it is %T", v))
 	}
 	return identity, nil
+}
+
+// lookAtAllShards returns the primaries, after looking at each.
+func (s *store) lookAtAllShards(ctx context.Context) ([]*shard, error) {
+	if _, err := s.shardOf(ctx, 0); err != nil { // so that it is known who is there
+		return nil, err
+	}
+	if err := s.lookAtFormat(ctx); err != nil {
+		return nil, err
+	}
+	var all []*shard
+	for _, addr := range s.b.primaries() {
+		sh, err := s.shard(addr)
+		if err != nil {
+			return nil, err
+		}
+		if err := sh.preflight(ctx); err != nil {
+			return nil, err
+		}
+		all = append(all, sh)
+	}
+	return all, nil
 }
 
 // Import implements [broker.Importer].
@@ -161,7 +187,7 @@ func (s *store) importCrates(ctx context.Context, some []*crate) error {
 			ops[i] = s.importOp(c)
 		}
 		var again []*crate
-		for i, err := range s.callsIn(ctx, s.appends, ops) {
+		for i, err := range s.calls(ctx, ops) {
 			if err != nil {
 				return err
 			}
@@ -225,7 +251,8 @@ func (s *store) importOp(c *crate) *op {
 	}
 	o := newOp(scriptImport, keys, args...)
 	o.size = size
-	o.admit = func() error { return s.admit(p) }
+	o.stores = true
+	o.admit = func(sh *shard) error { return sh.admit(p) }
 	return o
 }
 
@@ -234,24 +261,10 @@ func countsText(c broker.Counts) string {
 	return fmt.Sprintf("%d %d %d %d", c.Attempts, c.Failures, c.Deaths, millis(c.NotBefore))
 }
 
-// callsIn is calls for a lane of the caller's choice.
-func (s *store) callsIn(ctx context.Context, l *lane, ops []*op) []error {
-	errs := make([]error, len(ops))
-	for i, o := range ops {
-		errs[i] = l.put(ctx, o)
-	}
-	for i, o := range ops {
-		if errs[i] == nil {
-			errs[i] = l.await(ctx, o)
-		}
-	}
-	return errs
-}
-
 // Prove implements [broker.Importer].
 func (b *Broker) Prove(ctx context.Context, channels []string, compare func() error) error {
 	s := b.store
-	before, err := s.runID(ctx)
+	before, err := s.runIDs(ctx)
 	if err != nil {
 		return err
 	}
@@ -265,14 +278,14 @@ func (b *Broker) Prove(ctx context.Context, channels []string, compare func() er
 		return err
 	}
 	// With a file that is written once a second, what was answered is on the disk a moment later; see level.
-	if s.seen().level() != broker.AOFAlways {
+	if slices.ContainsFunc(s.current(), func(sh *shard) bool { return sh.seen().level() != broker.AOFAlways }) {
 		if err := pauseFor(ctx, 2*time.Second); err != nil {
 			return err
 		}
 	}
-	after, err := s.runID(ctx)
+	after, err := s.runIDs(ctx)
 	if err == nil && after != before {
-		err = fmt.Errorf("%w, perhaps: redis at %s was restarted, or another server has become the primary", broker.ErrMoveLost, b.o.Address)
+		err = fmt.Errorf("%w, perhaps: redis at %s was restarted, or another server has become a primary", broker.ErrMoveLost, b.o.Address)
 	}
 	return err
 }
@@ -297,8 +310,9 @@ func (s *store) seal(ctx context.Context) error {
 	ops := make([]*op, partitions)
 	for part := range ops {
 		ops[part] = newOp(scriptHold, []string{s.names.in(part, "moved")}, s.incarnation, wholeMillis(sealTime), false)
+		ops[part].stores = true
 	}
-	for i, err := range s.callsIn(ctx, s.appends, ops) {
+	for i, err := range s.calls(ctx, ops) {
 		if err != nil {
 			return err
 		}
@@ -310,17 +324,27 @@ func (s *store) seal(ctx context.Context) error {
 	return nil
 }
 
-// runID names the server's process.
-func (s *store) runID(ctx context.Context) (string, error) {
+// runIDs names the processes of the primaries.
+func (s *store) runIDs(ctx context.Context) (string, error) {
 	leave, err := s.b.enter()
 	if err != nil {
 		return "", err
 	}
 	defer leave()
-	text, err := s.command(ctx, "INFO", "server")
+	all, err := s.lookAtAllShards(ctx)
 	if err != nil {
 		return "", err
 	}
-	info, _ := text.(string)
-	return infoField(info, "run_id"), nil
+	var ids []string
+	for _, sh := range all {
+		o := newOp(nil, nil, "INFO", "server")
+		o.shard = sh
+		if err := s.do(ctx, o); err != nil {
+			return "", err
+		}
+		info, _ := o.reply.(string)
+		ids = append(ids, infoField(info, "run_id"))
+	}
+	slices.Sort(ids)
+	return strings.Join(ids, " "), nil
 }
