@@ -14,8 +14,10 @@ import (
 	"github.com/caddyrelay/relay/internal/redistest"
 )
 
-func TestMigration(t *testing.T) {
-	brokertest.RunMigration(t, brokertest.MigrationHarness{
+func TestMigration(t *testing.T) { brokertest.RunMigration(t, migrationHarness()) }
+
+func migrationHarness() brokertest.MigrationHarness {
+	return brokertest.MigrationHarness{
 		Target: storeHarness(),
 		Audit: func(t testing.TB, target broker.Store) {
 			b := target.(*Broker)
@@ -32,7 +34,7 @@ func TestMigration(t *testing.T) {
 				return e
 			}
 		},
-	})
+	}
 }
 
 // source makes a store of the embedded broker with some of everything, and opens it for export.
