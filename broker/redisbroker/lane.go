@@ -93,17 +93,17 @@ func (l *lane) put(ctx context.Context, o *op) error {
 
 // await waits for the result of an operation that was put.
 func (s *store) await(ctx context.Context, o *op) error {
-	b, where := s.b, o.shard.where()
+	b := s.b
 	select {
 	case <-o.done:
 	case <-ctx.Done():
 		if o.state.CompareAndSwap(waiting, abandoned) {
-			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explainAt(where, ctx.Err()))
+			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explain(ctx.Err()))
 		}
 		select {
 		case <-o.done: // it was done at the same moment
 		default:
-			return b.explainAt(where, ctx.Err())
+			return b.explain(ctx.Err())
 		}
 	case <-b.ctx.Done():
 		if o.state.CompareAndSwap(waiting, abandoned) {
@@ -111,6 +111,7 @@ func (s *store) await(ctx context.Context, o *op) error {
 		}
 		<-o.done
 	}
+	where := o.shard.where() // the lanes have let go of o
 	switch {
 	case o.err == nil:
 		return nil
