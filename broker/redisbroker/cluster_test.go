@@ -38,12 +38,9 @@ func TestClusterConformance(t *testing.T) {
 			}
 		},
 	})
-	m := 0
 	brokertest.Run(t, brokertest.Harness{Nodes: true, Backend: func(t testing.TB) brokertest.Backend {
-		m++
-		prefix := fmt.Sprint("bus-", m)
 		return brokertest.Backend{Open: func() broker.Broker {
-			b, err := New(Options{Seeds: c.Addrs(), Prefix: prefix, MaxBackoff: 100 * time.Millisecond})
+			b, err := New(Options{Seeds: c.Addrs(), MaxBackoff: 100 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -267,8 +267,9 @@ func (l *lane) send(ops []*op) {
 	}
 	var wait *redis.Cmd
 	settings := l.b.settings.Load()
-	if l.wait && settings.Replicas > 0 {
-		wait = pipe.Do(ctx, "WAIT", settings.Replicas, wholeMillis(settings.replicaTimeout(l.b.o.Timeout))) // never 0, which is for ever
+	asked := settings.replicas(l.shard.seen().replicas)
+	if l.wait && asked > 0 {
+		wait = pipe.Do(ctx, "WAIT", asked, wholeMillis(settings.replicaTimeout(l.b.o.Timeout))) // never 0, which is for ever
 	}
 	_, err := pipe.Exec(ctx)
 	if err != nil && !slices.ContainsFunc(cmds, func(c *redis.Cmd) bool { return c.Err() != nil }) && (wait == nil || wait.Err() == nil) {
@@ -278,7 +279,7 @@ func (l *lane) send(ops []*op) {
 	}
 	var of replicas
 	if wait != nil {
-		of.asked = settings.Replicas
+		of.asked = asked
 		of.confirmed, _ = wait.Int() // none, if it failed
 	}
 	for i, o := range ops {
