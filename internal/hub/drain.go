@@ -76,6 +76,9 @@ func (h *Hub) Draining() (draining bool, left int) {
 	return h.draining.Load(), int(h.registered.Load())
 }
 
+// Sockets returns how many connections are being served, registered or not.
+func (h *Hub) Sockets() int { return int(h.sockets.Load()) }
+
 // dismissAll says goodbye to all sessions, rate of them a second, until ctx ends.
 func (h *Hub) dismissAll(ctx context.Context, reason Reason, spread time.Duration, rate int) {
 	began, told := time.Now(), 0
