@@ -6,7 +6,7 @@ KILLS ?= 200
 FAILOVERS ?= 20
 ROUNDS ?= 3
 PLATFORMS = linux/amd64 linux/arm64 darwin/arm64 windows/amd64
-MODULES = relay http.handlers.relay_publish layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
+MODULES = relay http.handlers.relay_publish http.handlers.relay_status http.handlers.relay_ready admin.api.relay layer4.handlers.relay relay.brokers.embedded relay.brokers.redis
 
 .PHONY: help
 help: ## list the targets

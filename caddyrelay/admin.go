@@ -21,6 +21,10 @@ func init() { caddy.RegisterModule(new(Admin)) }
 // Admin is the relay's part of Caddy's admin endpoint:
 //
 //	GET    /relay/channels                            what is kept of each channel
+//	GET    /relay/ready                               what the node is ready for, and why not: ?for=publish or sockets
+//	GET    /relay/drain                               whether the node is being emptied, and how many sockets it has
+//	POST   /relay/drain                               empty it: ask ?rate= sockets a second to go elsewhere, and take no new ones
+//	DELETE /relay/drain                               take that back
 //	GET    /relay/presence/{channel}                  who is online, on any node: ?after= &limit=
 //	GET    /relay/presence/{channel}/{id}             who has one destination
 //	GET    /relay/messages/{mid}                      what is known of a message; ?body shows the content too
@@ -43,6 +47,10 @@ func (*Admin) Routes() []caddy.AdminRoute {
 	mux := http.NewServeMux()
 	for pattern, handle := range map[string]func(*node, http.ResponseWriter, *http.Request) error{
 		"GET /relay/channels":                     adminChannels,
+		"GET /relay/ready":                        adminReady,
+		"GET /relay/drain":                        adminDraining,
+		"POST /relay/drain":                       adminDrain,
+		"DELETE /relay/drain":                     adminRefill,
 		"GET /relay/presence/{channel}":           adminPresence,
 		"GET /relay/presence/{channel}/{id}":      adminOnline,
 		"GET /relay/messages/{mid}":               adminMessage,

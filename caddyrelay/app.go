@@ -42,6 +42,10 @@ type App struct {
 	// How long the sockets may take, when Caddy exits, to take their goodbye. Default 5s.
 	ShutdownGrace caddy.Duration `json:"shutdown_grace,omitempty"`
 
+	// How many sockets a second get their goodbye when Caddy exits. Default 1000, or as many as it
+	// takes to tell all in half of shutdown_grace.
+	DrainRate int `json:"drain_rate,omitempty"`
+
 	// How many reloads a TLS socket may outlive before it is asked to reconnect. TLS keeps
 	// the configuration that it began with in memory for as long as it lasts; plain
 	// sockets do not. Default 16.
@@ -110,7 +114,7 @@ func (a *App) setDefaults() error {
 	if err := a.checkTopics(); err != nil {
 		return err
 	}
-	for what, v := range map[string]int{"max_sockets": a.MaxSockets, "max_generations": a.MaxGenerations} {
+	for what, v := range map[string]int{"max_sockets": a.MaxSockets, "max_generations": a.MaxGenerations, "drain_rate": a.DrainRate} {
 		if v < 0 {
 			return fmt.Errorf("%s is %d: it must be positive, or left out for the default", what, v)
 		}
@@ -240,7 +244,7 @@ func (a *App) drain() {
 	a.leave() // requests that wait for a back end's answer hear that their message is stored
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(a.ShutdownGrace))
 	defer cancel()
-	a.node.hub.Drain(ctx, a.spread())
+	a.node.hub.Drain(ctx, a.spread(), a.DrainRate)
 }
 
 func (a *App) spread() time.Duration { return time.Duration(a.ReconnectSpread) }

@@ -23,15 +23,22 @@ import (
 
 func init() { caddy.RegisterModule(new(RedisBroker)) }
 
-// RedisBroker serves many machines through one Redis or Valkey server. On at_most_once channels it
-// uses plain PUBLISH and SUBSCRIBE, so programs that know nothing of the relay take part.
-//
-// Redis Cluster is not available yet.
+// RedisBroker serves many machines through Redis or Valkey: one server, a primary that Sentinels name, or a
+// cluster. On at_most_once channels it uses plain PUBLISH and SUBSCRIBE, so programs that know nothing of
+// the relay take part.
 type RedisBroker struct {
 	// Where the server is: host:port, a redis://, rediss:// or unix:// URL, or a
 	// placeholder for one of these. Default 127.0.0.1:6379. A URL may carry user name and
 	// database; a password belongs in its own field.
 	Address string `json:"address,omitempty"`
+
+	// Where some nodes of a Redis Cluster are, host:port each, instead of the address. They name the
+	// others.
+	Nodes []string `json:"nodes,omitempty"`
+
+	// What kind of Redis there is: auto (the default) asks the server whether it is a node of a
+	// cluster; standalone, sentinel, cluster.
+	Mode string `json:"mode,omitempty"`
 
 	// Where Redis Sentinels are, host:port each, instead of the address; and what they call the
 	// primary. Several make sense: one that is away is passed over.
@@ -63,7 +70,9 @@ type RedisBroker struct {
 
 	// How many replicas must confirm a message of an at_least_once channel before it is answered
 	// 2xx; and how long they have. If fewer confirm in time, the answer is 503 with
-	// "stored_unconfirmed". At most 1s; default none, and 50ms.
+	// "stored_unconfirmed". At most 1s; default none, and 50ms. With all_replicas it is as many as are
+	// connected to the primary at the moment, and at least one.
+	AllReplicas    bool           `json:"all_replicas,omitempty"`
 	Replicas       int            `json:"replicas,omitempty"`
 	ReplicaTimeout caddy.Duration `json:"replica_timeout,omitempty"`
 
@@ -86,6 +95,9 @@ func (*RedisBroker) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "relay.brokers.redis", New: func() caddy.Module { return new(RedisBroker) }}
 }
 
+// maxReplicas is more than anybody has.
+const maxReplicas = 100
+
 var keyPrefix = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
 
 // check says what in the configuration cannot be. It can be asked before placeholders have values.
@@ -96,8 +108,8 @@ func (b *RedisBroker) check() error {
 	if b.Database < 0 {
 		return fmt.Errorf("broker redis: database %d: write a number from 0 up", b.Database)
 	}
-	if b.Replicas < 0 || b.Replicas > 100 {
-		return fmt.Errorf("broker redis: durability replicas %d: write a number from 1 to 100, or leave it out", b.Replicas)
+	if b.Replicas < 0 || b.Replicas > maxReplicas {
+		return fmt.Errorf("broker redis: durability replicas %d: write a number from 1 to %d, or all, or leave it out", b.Replicas, maxReplicas)
 	}
 	if t := time.Duration(b.ReplicaTimeout); t < 0 || t > time.Second {
 		return fmt.Errorf("broker redis: durability replicas: the time %s: write up to 1s; the default is 50ms", t)
@@ -105,7 +117,10 @@ func (b *RedisBroker) check() error {
 	if b.IsolateAfter < 0 {
 		return errors.New("broker redis: isolate_after is negative: write a positive duration, or leave it out for 5m")
 	}
-	if b.ReplicaTimeout != 0 && b.Replicas == 0 {
+	if b.AllReplicas && b.Replicas != 0 {
+		return errors.New("broker redis: replicas and all_replicas contradict each other: set one of them")
+	}
+	if b.ReplicaTimeout != 0 && b.Replicas == 0 && !b.AllReplicas {
 		return errors.New("broker redis: replica_timeout belongs to replicas: set it too, or take the time out")
 	}
 	for name, value := range map[string]string{"password": b.Password, "sentinel_password": b.SentinelPassword} {
@@ -116,8 +131,14 @@ func (b *RedisBroker) check() error {
 			return err
 		}
 	}
+	if err := b.checkMode(); err != nil {
+		return err
+	}
 	if done, err := b.checkSentinels(); done || err != nil {
 		return err
+	}
+	if len(b.Nodes) > 0 {
+		return nil
 	}
 	if strings.HasPrefix(b.Address, "{") {
 		return nil // not known yet
@@ -125,6 +146,36 @@ func (b *RedisBroker) check() error {
 	trial := *b
 	if err := trial.parseAddress(); err != nil {
 		return fmt.Errorf("broker redis: address: %w", err)
+	}
+	return nil
+}
+
+// checkMode returns an error if what is given does not suit the mode.
+func (b *RedisBroker) checkMode() error {
+	switch b.Mode {
+	case "", "auto", "cluster", "standalone", "sentinel":
+	default:
+		return fmt.Errorf("broker redis: unknown mode %q: write auto, standalone, sentinel or cluster", b.Mode)
+	}
+	sentinels, cluster := b.MasterName != "" || len(b.Sentinels) > 0, len(b.Nodes) > 0
+	switch {
+	case sentinels && cluster:
+		return errors.New("broker redis: master_name is for Sentinels, and nodes are those of a cluster: give one of them")
+	case b.Mode == "sentinel" && !sentinels:
+		return errors.New("broker redis: mode sentinel needs the addresses of the Sentinels, and what they call the primary (master_name mymaster)")
+	case sentinels && (b.Mode == "cluster" || b.Mode == "standalone"):
+		return fmt.Errorf("broker redis: master_name is for Sentinels, and the mode is %s: write mode sentinel, or take master_name out", b.Mode)
+	case cluster && b.Mode == "standalone":
+		return errors.New("broker redis: mode standalone has one address: write mode cluster, or one address")
+	case (cluster || b.Mode == "cluster") && b.Database != 0:
+		return fmt.Errorf("broker redis: a Redis Cluster has database 0 only: take database %d out", b.Database)
+	case cluster && b.Address != "":
+		return errors.New("broker redis: a cluster has nodes, and no address: give one of them")
+	}
+	for _, node := range b.Nodes {
+		if strings.Contains(node, "://") || node == "" {
+			return fmt.Errorf("broker redis: the node %q: write host:port", node)
+		}
 	}
 	return nil
 }
@@ -141,8 +192,7 @@ func (b *RedisBroker) checkSentinels() (bool, error) {
 	case len(b.Sentinels) == 0:
 		return false, errors.New("broker redis: master_name is for Sentinels: give their addresses")
 	case b.MasterName == "":
-		return false, errors.New("broker redis: several addresses are those of Sentinels: say what they call the primary " +
-			"(master_name mymaster); a Redis Cluster is not supported yet")
+		return false, errors.New("broker redis: say what the Sentinels call the primary (master_name mymaster)")
 	case b.Address != "":
 		return false, errors.New("broker redis: with Sentinels there is no address: they know it")
 	}
@@ -167,7 +217,7 @@ func (b *RedisBroker) Provision(caddy.Context) error {
 			return err
 		}
 	}
-	if b.MasterName == "" {
+	if b.MasterName == "" && len(b.Nodes) == 0 {
 		if err := b.parseAddress(); err != nil {
 			return fmt.Errorf("broker redis: address: %w", err)
 		}
@@ -179,6 +229,7 @@ func (b *RedisBroker) Provision(caddy.Context) error {
 			return err
 		}
 	}
+	b.settings.AllReplicas = b.AllReplicas
 	b.settings.Replicas, b.settings.ReplicaTimeout = b.Replicas, time.Duration(b.ReplicaTimeout)
 	b.settings.Username = caddy.NewReplacer().ReplaceAll(b.Username, "")
 	if b.Password != "" {
@@ -261,13 +312,21 @@ func (b *RedisBroker) Key() string {
 	if b.MasterName != "" {
 		return fmt.Sprintf("redis %s of %s db=%d prefix=%s", b.MasterName, strings.Join(b.sentinels(), " "), b.Database, b.Prefix)
 	}
+	if len(b.Nodes) > 0 {
+		return fmt.Sprintf("redis cluster %s prefix=%s", strings.Join(b.nodes(), " "), b.Prefix)
+	}
 	return fmt.Sprintf("redis %s %s db=%d prefix=%s", b.network, b.addr, b.Database, b.Prefix)
 }
 
 // sentinels returns their addresses, each with its port, in an order that does not matter.
-func (b *RedisBroker) sentinels() (all []string) {
-	for _, s := range b.Sentinels {
-		all = append(all, withPort(caddy.NewReplacer().ReplaceAll(s, ""), "26379"))
+func (b *RedisBroker) sentinels() []string { return withPorts(b.Sentinels, "26379") }
+
+// nodes does so for those of a cluster.
+func (b *RedisBroker) nodes() []string { return withPorts(b.Nodes, "6379") }
+
+func withPorts(addresses []string, port string) (all []string) {
+	for _, a := range addresses {
+		all = append(all, withPort(caddy.NewReplacer().ReplaceAll(a, ""), port))
 	}
 	slices.Sort(all)
 	return all
@@ -276,7 +335,9 @@ func (b *RedisBroker) sentinels() (all []string) {
 // Open implements [BrokerModule].
 func (b *RedisBroker) Open(logger *slog.Logger) (broker.Broker, error) {
 	host, _ := os.Hostname() // without, it has a random name
+	modes := map[string]redisbroker.Mode{"standalone": redisbroker.Standalone, "cluster": redisbroker.Cluster}
 	return redisbroker.New(redisbroker.Options{
+		Mode: modes[b.Mode], Seeds: b.nodes(),
 		Node:    host,
 		Network: b.network, Address: b.addr, Sentinels: b.sentinels(), MasterName: b.MasterName, DB: b.Database, Prefix: b.Prefix, Settings: b.settings, Logger: logger,
 	})
@@ -284,6 +345,9 @@ func (b *RedisBroker) Open(logger *slog.Logger) (broker.Broker, error) {
 
 // Proves implements [BrokerModule].
 func (b *RedisBroker) Proves() broker.Durability {
+	if b.AllReplicas { // how many those are is not known here
+		return broker.AOFAlways + "+" + broker.Replicas(maxReplicas, maxReplicas)
+	}
 	if b.Replicas == 0 {
 		return broker.AOFAlways
 	}

@@ -30,6 +30,7 @@ func init() {
 //		max_generations  <number>
 //		reconnect_spread <duration>
 //		shutdown_grace   <duration>
+//		drain_rate       <number>
 //	}
 func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 	app := &App{Channels: make(map[string]*Channel)}
@@ -64,10 +65,12 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = number(d, &a.MaxGenerations)
 		case "reconnect_spread":
 			err = duration(d, &a.ReconnectSpread)
+		case "drain_rate":
+			err = number(d, &a.DrainRate)
 		case "shutdown_grace":
 			err = duration(d, &a.ShutdownGrace)
 		default:
-			err = unknown(d, "relay", "broker", "channel", "max_generations", "max_sockets", "reconnect_spread", "shutdown_grace")
+			err = unknown(d, "relay", "broker", "channel", "drain_rate", "max_generations", "max_sockets", "reconnect_spread", "shutdown_grace")
 		}
 		if err != nil {
 			return err

@@ -10,7 +10,8 @@ import (
 // UnmarshalCaddyfile implements [caddyfile.Unmarshaler]. Syntax:
 //
 //	redis {
-//		address  <host:port or URL>, or those of Sentinels
+//		address  <host:port or URL>, or those of Sentinels, or of nodes of a cluster
+//		mode     auto | standalone | sentinel | cluster
 //		master_name <name>
 //		sentinel_username <name>
 //		sentinel_password <placeholder>
@@ -18,7 +19,7 @@ import (
 //		username <name>
 //		password <placeholder>
 //		prefix   <text>
-//		durability replicas <number> [<duration>]
+//		durability replicas <number> | all [<duration>]
 //		isolate_after <duration>
 //		migrate_from embedded [<path>]
 //		tls {
@@ -40,8 +41,10 @@ func (b *RedisBroker) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	// Whether one address is a server's or a Sentinel's is known when all options are.
-	if b.MasterName != "" || len(b.addresses) > 1 {
+	if b.MasterName != "" || b.Mode == "sentinel" {
 		b.Sentinels = b.addresses
+	} else if len(b.addresses) > 1 {
+		b.Nodes = b.addresses
 	} else if len(b.addresses) == 1 {
 		b.Address = b.addresses[0]
 	}
@@ -89,9 +92,9 @@ func (b *RedisBroker) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 	case "sentinel_password":
 		err = word(d, &b.SentinelPassword)
 	case "mode":
-		err = d.Errf("%s is not available yet: take it out", option)
+		err = word(d, &b.Mode)
 	default:
-		err = unknown(d, "broker redis", "address", "database", "durability", "isolate_after", "master_name", "migrate_from", "password", "prefix", "sentinel_password", "sentinel_username", "tls", "username")
+		err = unknown(d, "broker redis", "address", "database", "durability", "isolate_after", "master_name", "migrate_from", "mode", "password", "prefix", "sentinel_password", "sentinel_username", "tls", "username")
 	}
 	return err
 }
@@ -102,11 +105,10 @@ func (b *RedisBroker) unmarshalDurability(d *caddyfile.Dispenser) (err error) {
 		return d.Errf("durability: write \"durability replicas 1\", with a time behind it if 50ms is not enough; " +
 			"other levels are demanded in the channel")
 	}
-	if args[1] == "all" {
-		return d.Errf("durability replicas all is not available yet: write a number")
-	}
-	if b.Replicas, err = strconv.Atoi(args[1]); err != nil || b.Replicas < 1 {
-		return d.Errf("durability: %q is not a number of replicas", args[1])
+	if b.AllReplicas = args[1] == "all"; !b.AllReplicas {
+		if b.Replicas, err = strconv.Atoi(args[1]); err != nil || b.Replicas < 1 {
+			return d.Errf("durability: %q is not a number of replicas, nor all", args[1])
+		}
 	}
 	if len(args) == 3 {
 		t, err := caddy.ParseDuration(args[2])

@@ -54,6 +54,7 @@ var (
 	descTimeouts   = desc("ack_timeouts_total", "Messages that a live socket did not answer in time.", "channel")
 	descBadAcks    = desc("bad_acks_total", "Answers of sockets to messages that were not in flight there.", "channel")
 	descFights     = desc("fights_total", "Registrations that had to wait, because sockets take an ID from each other again and again.", "channel")
+	descReadyFor   = desc("ready", "1 while the node is ready for what: publish, sockets.", "what")
 	descReady      = desc("store_ready", "1 while the store takes messages at the durability that the channels demand.")
 	descPending    = desc("pending", "Unfinished messages in the store.", "channel")
 	descBytes      = desc("pending_bytes", "Bytes of the bodies of unfinished messages.", "channel")
@@ -73,7 +74,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPublished, descRefused, descInvalid, descPushed, descDropped, descSessions, descSockets, descEnded,
 		descProven, descLost, descAway, descRoundTrip, descMissed, descPanics,
-		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descFights, descReady, descPending, descBytes,
+		descDuplicates, descFinished, descNacks, descTimeouts, descBadAcks, descFights, descReadyFor, descReady, descPending, descBytes,
 		descMailboxes, descRecords, descDead, descOldest,
 		descTaken, descUntaken, descMirrored, descUnmirrored, descCharge,
 	} {
@@ -121,6 +122,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			s.store(g)
 		}
 	}
+	ready := c.node.readiness()
+	s.gauge(descReadyFor, boolean(ready.Publish.Ready), "publish")
+	s.gauge(descReadyFor, boolean(ready.Sockets.Ready), "sockets")
 	s.counter(descLost, redis.Lost)
 	s <- prometheus.MustNewConstMetric(descAway, prometheus.CounterValue, redis.Away.Seconds())
 	s.gauge(descRoundTrip, redis.RoundTrip.Seconds())

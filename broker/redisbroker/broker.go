@@ -82,7 +82,9 @@ type Settings struct {
 
 	// Replicas is how many replicas must confirm a message before it counts as stored, and ReplicaTimeout how
 	// long an append waits for them; if fewer have by then, it returns [broker.ErrUnproven]. The wait is part of
-	// one exchange with the server, so at most half of Options.Timeout. Default none, and 50 ms.
+	// one exchange with the server, so at most half of Options.Timeout. Default none, and 50 ms. With AllReplicas it is
+	// as many as are connected to the primary when it is asked, and at least one.
+	AllReplicas    bool
 	Replicas       int
 	ReplicaTimeout time.Duration
 }
@@ -90,6 +92,14 @@ type Settings struct {
 // replicaTimeout returns how long to wait, within limit.
 func (s *Settings) replicaTimeout(limit time.Duration) time.Duration {
 	return min(cmp.Or(max(s.ReplicaTimeout, 0), 50*time.Millisecond), limit/2)
+}
+
+// replicas returns how many replicas must confirm a message, of so many that are connected.
+func (s *Settings) replicas(connected int) int {
+	if s.AllReplicas {
+		return max(connected, 1)
+	}
+	return s.Replicas
 }
 
 // Stats is what a broker counted since it was made.

@@ -34,5 +34,5 @@
 //   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
 //   - lease.go: what one process of all does.
 //   - sweep.go, usage.go: deadlines, and what is kept.
-//   - import.go, importread.go: messages that move in from another store, and whether they have arrived.
+//   - import.go, importread.go, importprove.go: messages that move in from another store, and whether they have arrived.
 package redisbroker

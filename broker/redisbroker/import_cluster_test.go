@@ -2,7 +2,6 @@ package redisbroker
 
 import (
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,27 +11,9 @@ import (
 	"github.com/caddyrelay/relay/internal/redistest"
 )
 
-// startPrimaries starts a cluster of three primaries without replicas, and returns their addresses.
-func startPrimaries(t *testing.T) (addrs []string) {
-	t.Helper()
-	var servers []*redistest.Server
-	for range 3 {
-		s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always", "--cluster-enabled", "yes")
-		servers, addrs = append(servers, s), append(addrs, s.Addr())
-	}
-	create := append(append([]string{"--cluster", "create"}, addrs...), "--cluster-yes")
-	if text := servers[0].CLI(create...); !strings.Contains(text, "All 16384 slots covered") {
-		t.Fatal(text)
-	}
-	for _, s := range servers {
-		until(t, "the cluster", func() bool { return strings.Contains(s.CLI("CLUSTER", "INFO"), "cluster_state:ok") })
-	}
-	return addrs
-}
-
 // Messages move to a Redis Cluster as they do to one server.
 func TestMigrationToCluster(t *testing.T) {
-	addrs := startPrimaries(t)
+	addrs := redistest.StartCluster(t, "--appendonly", "yes", "--appendfsync", "always").Addrs()
 	var opened atomic.Int32
 	h := migrationHarness()
 	h.Audit = nil // it looks at one server

@@ -93,17 +93,17 @@ func (l *lane) put(ctx context.Context, o *op) error {
 
 // await waits for the result of an operation that was put.
 func (s *store) await(ctx context.Context, o *op) error {
-	b, where := s.b, o.shard.where()
+	b := s.b
 	select {
 	case <-o.done:
 	case <-ctx.Done():
 		if o.state.CompareAndSwap(waiting, abandoned) {
-			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explainAt(where, ctx.Err()))
+			return fmt.Errorf("%w: %w", broker.ErrRefused, b.explain(ctx.Err()))
 		}
 		select {
 		case <-o.done: // it was done at the same moment
 		default:
-			return b.explainAt(where, ctx.Err())
+			return b.explain(ctx.Err())
 		}
 	case <-b.ctx.Done():
 		if o.state.CompareAndSwap(waiting, abandoned) {
@@ -111,6 +111,7 @@ func (s *store) await(ctx context.Context, o *op) error {
 		}
 		<-o.done
 	}
+	where := o.shard.where() // the lanes have let go of o
 	switch {
 	case o.err == nil:
 		return nil
@@ -266,8 +267,9 @@ func (l *lane) send(ops []*op) {
 	}
 	var wait *redis.Cmd
 	settings := l.b.settings.Load()
-	if l.wait && settings.Replicas > 0 {
-		wait = pipe.Do(ctx, "WAIT", settings.Replicas, wholeMillis(settings.replicaTimeout(l.b.o.Timeout))) // never 0, which is for ever
+	asked := settings.replicas(l.shard.seen().replicas)
+	if l.wait && asked > 0 {
+		wait = pipe.Do(ctx, "WAIT", asked, wholeMillis(settings.replicaTimeout(l.b.o.Timeout))) // never 0, which is for ever
 	}
 	_, err := pipe.Exec(ctx)
 	if err != nil && !slices.ContainsFunc(cmds, func(c *redis.Cmd) bool { return c.Err() != nil }) && (wait == nil || wait.Err() == nil) {
@@ -277,7 +279,7 @@ func (l *lane) send(ops []*op) {
 	}
 	var of replicas
 	if wait != nil {
-		of.asked = settings.Replicas
+		of.asked = asked
 		of.confirmed, _ = wait.Int() // none, if it failed
 	}
 	for i, o := range ops {

@@ -99,10 +99,11 @@ func TestI4_LateAttach(t *testing.T) {
 	until(t, "the node to be back", func() bool { return cut.Ready() == nil })
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	for ctx.Err() == nil {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for ; ctx.Err() == nil; <-tick.C {
 		if _, lost := living.heard(); len(lost) > 0 {
 			t.Fatalf("the only owner that lives is told %v", lost)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }

@@ -208,7 +208,7 @@ func (sh *shard) ready() error {
 	if !c.known {
 		return fmt.Errorf("%w: redis at %s was not reached yet", broker.ErrUnavailable, sh.where())
 	}
-	asked := b.settings.Load().Replicas
+	asked := b.settings.Load().replicas(c.replicas)
 	if c.replicas < asked {
 		return fmt.Errorf("%w: %d replicas must confirm each message, and redis at %s has %d: see its INFO replication",
 			broker.ErrUnavailable, asked, sh.where(), c.replicas)

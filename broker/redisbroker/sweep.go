@@ -83,7 +83,7 @@ func (s *store) lookAtShards(ctx context.Context, looked time.Time) time.Time {
 			return looked
 		}
 		c := sh.seen()
-		if all || !c.known || c.err != nil || c.volatile() != "" || c.replicas < s.b.settings.Load().Replicas {
+		if all || !c.known || c.err != nil || c.volatile() != "" || c.replicas < s.b.settings.Load().replicas(c.replicas) {
 			_ = sh.preflight(ctx) // whoever needs it says so
 		}
 	}

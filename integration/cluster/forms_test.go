@@ -95,31 +95,15 @@ func (s *sentinel) stall(scale scale) {
 	s.Settle()
 }
 
-// clusterServers is what this test needs of a Redis Cluster: three primaries with a replica each.
-type clusterServers interface {
-	Primaries() []*redistest.Server
-	Failover() // kills a primary, and returns when its replica is promoted and it has come back
-	Settle()
-}
-
-// startCluster starts one and returns the addresses of its servers. It is nil until the broker knows Redis Cluster.
-var startCluster func(t *testing.T, args ...string) (clusterServers, []string)
-
-type redisCluster struct {
-	clusterServers
-	addrs []string
-}
+// redisCluster is three primaries with a replica each.
+type redisCluster struct{ *redistest.Cluster }
 
 func startRedisCluster(t *testing.T, n network) redisForm {
-	if startCluster == nil {
-		t.Skip("not run: this release does not know Redis Cluster yet")
-	}
-	servers, addrs := startCluster(t, serverArgs(n)...)
-	return &redisCluster{servers, addrs}
+	return &redisCluster{redistest.StartCluster(t, serverArgs(n)...)}
 }
 
 func (c *redisCluster) broker(*node) string {
-	return "address " + strings.Join(c.addrs, " ") + "\nmode cluster\ndurability replicas 1 500ms"
+	return "address " + strings.Join(c.Addrs(), " ") + "\nmode cluster\ndurability replicas 1 500ms"
 }
 
 func (c *redisCluster) killPrimary() { c.Failover() }

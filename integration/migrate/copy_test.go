@@ -257,11 +257,19 @@ func lineOf(text, want string) string {
 	return ""
 }
 
+// onCluster is broker redis on a cluster, with one more option.
+func onCluster(c *redistest.Cluster, option string) string {
+	return "redis {\n\t\t\taddress " + strings.Join(c.Addrs(), " ") + "\n\t\t\tmode cluster\n\t\t\t" + option + "\n\t\t}"
+}
+
 // I2, I3, I6: 10,000 messages in 500 mailboxes move, whatever the process was at when it was killed.
 func TestI2_MigrationKilled(t *testing.T) {
 	t.Run("standalone", func(t *testing.T) {
 		s := redistest.Start(t, "--appendonly", "yes")
 		migrate(t, "redis {\n\t\t\taddress "+s.Addr()+"\n\t\t}")
+	})
+	t.Run("cluster", func(t *testing.T) {
+		migrate(t, onCluster(redistest.StartCluster(t, "--appendonly", "yes"), "durability replicas 1 500ms"))
 	})
 	t.Run("sentinel", func(t *testing.T) {
 		s := redistest.StartSentinels(t, 1, "--appendonly", "yes")

@@ -162,17 +162,30 @@ func TestI2_RedisKilledWhileMigrating(t *testing.T) {
 	collect(t, n, mids)
 }
 
-// I2, I3: the primary is killed while messages are copied. What the new one does not have is copied again.
+// I2, I3: a primary is killed while messages are copied. What the new one does not have is copied again.
 func TestI2_FailoverWhileMigrating(t *testing.T) {
-	s := redistest.StartSentinels(t, 2, "--appendonly", "yes")
-	broker := "redis {\n\t\t\taddress " + strings.Join(s.Addrs, " ") + "\n\t\t\tmaster_name " + s.Name + "\n\t\t\tmigrate_from embedded {FILE}\n\t\t}"
+	copied := func(s *redistest.Server) bool { return strings.TrimSpace(s.CLI("KEYS", "relay:*:q:*")) != "" }
+	t.Run("sentinel", func(t *testing.T) {
+		s := redistest.StartSentinels(t, 2, "--appendonly", "yes")
+		broker := "redis {\n\t\t\taddress " + strings.Join(s.Addrs, " ") + "\n\t\t\tmaster_name " + s.Name + "\n\t\t\tmigrate_from embedded {FILE}\n\t\t}"
+		migrateAcross(t, broker, func() bool { return copied(s.Primary()) }, s.Failover)
+	})
+	t.Run("cluster", func(t *testing.T) {
+		c := redistest.StartCluster(t, "--appendonly", "yes")
+		first := c.Servers[0]
+		migrateAcross(t, onCluster(c, "migrate_from embedded {FILE}"), func() bool { return copied(first) }, func() { c.Failover() })
+	})
+}
+
+// migrateAcross moves messages, while something happens as soon as the copy has begun.
+func migrateAcross(t *testing.T, broker string, begun func() bool, happens func()) {
 	n := newNode(t)
 	n.start(embedded)
 	mids := fill(t, n)
 	n.kill()
 	n.launch(broker)
-	n.wait("the copy to begin", func() bool { return strings.TrimSpace(s.Primary().CLI("KEYS", "relay:*:q:*")) != "" })
-	s.Failover()
+	n.wait("the copy to begin", begun)
+	happens()
 	for tries := 0; ; tries++ {
 		n.wait("the copy to end", func() bool {
 			select {

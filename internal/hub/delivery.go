@@ -201,6 +201,9 @@ func (d *delivery) lostLocked(err error) {
 		}
 		g := wire.Goodbye{Code: TakenOver.String()}
 		d.s.goodbyeLocked(TakenOver, g)
+		if d.s.late {
+			d.s.wakeReaderLocked() // there is nothing to wait for any more
+		}
 		return
 	}
 	d.wakeLocked()

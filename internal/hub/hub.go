@@ -19,6 +19,7 @@ type Hub struct {
 	turnedAway atomic.Int64 // connections being told that there is no place
 	registered atomic.Int64 // sessions that registered and have not ended
 	draining   atomic.Bool
+	drains     drains
 	ended      [reasons]atomic.Uint64
 
 	// OnStoreError is told of errors of a store, once for each session until it works again. It must
@@ -181,19 +182,6 @@ func (h *Hub) All(yield func(*Session) bool) {
 				return
 			}
 		}
-	}
-}
-
-// Drain refuses new sessions, says goodbye to all, and waits until all have ended. When ctx
-// ends first, it cuts off the rest. There is no way back: the process is about to exit.
-func (h *Hub) Drain(ctx context.Context, spread time.Duration) {
-	h.draining.Store(true)
-	h.Dismiss(Shutdown, spread, func(*Session) bool { return true })
-	if h.Wait(ctx) == nil {
-		return
-	}
-	for s := range h.All {
-		s.abort(Shutdown, ctx.Err())
 	}
 }
 

@@ -622,7 +622,7 @@ func TestDrain(t *testing.T) {
 	p.send(`{"op":"hello","v":1,"id":"01"}` + "\n")
 	p.object()
 	done := make(chan struct{})
-	go func() { h.Drain(context.Background(), time.Second); close(done) }()
+	go func() { h.Drain(context.Background(), time.Second, 0); close(done) }()
 	if o := p.object(); o["op"] != "goodbye" || o["code"] != "shutdown" || o["after_ms"].(float64) > 1000 {
 		t.Errorf("got %v", o)
 	}
@@ -646,7 +646,7 @@ func TestDrainIsBounded(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
 		start := time.Now()
-		h.Drain(ctx, 0) // the peer does not even read its goodbye
+		h.Drain(ctx, 0, 0) // the peer does not even read its goodbye
 		if took := time.Since(start); took > 4*time.Second {
 			t.Errorf("drained in %s", took)
 		}

@@ -184,7 +184,7 @@ func (s *Session) read(until time.Time) (int, error) {
 		s.in = grown
 	}
 	s.mu.Lock()
-	if s.state != open { // or the new deadline would undo the one that ends the session
+	if s.state != open && !(s.late && s.state == ending) { // or the new deadline would undo the one that ends the session
 		s.mu.Unlock()
 		return 0, errEnding
 	}
@@ -201,7 +201,7 @@ func (s *Session) read(until time.Time) (int, error) {
 func (s *Session) over() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state != open
+	return s.state != open && !s.late
 }
 
 // lingerUntilClosed lets the peer read what was written last: it waits for the writer, and then for
@@ -210,12 +210,12 @@ func (s *Session) lingerUntilClosed() {
 	s.writers.Wait()
 	s.mu.Lock()
 	over := s.state == ended
-	if !over {
-		_ = s.conn.SetReadDeadline(time.Now().Add(linger))
-	}
 	s.mu.Unlock()
 	if over {
 		return
+	}
+	if s.awaitsAcks() {
+		s.takeLateAcks()
 	}
 	if s.delivery != nil && !s.acksByDraining() {
 		// Now, and not when the peer has closed: its next socket is to find what was not acknowledged, with
@@ -223,6 +223,14 @@ func (s *Session) lingerUntilClosed() {
 		s.delivery.close()
 	}
 	if c, ok := s.conn.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
+		return
+	}
+	s.mu.Lock()
+	if over = s.state == ended; !over {
+		_ = s.conn.SetReadDeadline(time.Now().Add(linger))
+	}
+	s.mu.Unlock()
+	if over {
 		return
 	}
 	_, _ = io.CopyN(io.Discard, s.conn, 1<<20)

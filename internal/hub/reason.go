@@ -27,6 +27,7 @@ const (
 	ChannelRemoved                // a reload removed the channel
 	ConfigPinned                  // the socket kept an old configuration in memory for too long
 	Isolated                      // the store has been out of reach for long: another node may reach it
+	Drained                       // an operator empties the node
 	Shutdown                      // the node is leaving
 	Panicked                      // a bug of ours; the stack is in the log
 	reasons                       // the number of reasons
@@ -39,7 +40,7 @@ var reasonTexts = [reasons]string{
 	AckTimeout: "ack_timeout", TakenOver: "taken_over", IDTaken: "id_taken", StoreFailed: "store_failed",
 	HeartbeatLost: "heartbeat_lost", SlowSocket: "slow_socket", WriteFailed: "write_failed",
 	ListenerRemoved: "listener_removed", ChannelRemoved: "channel_removed", ConfigPinned: "config_pinned",
-	Isolated: "isolated", Shutdown: "shutdown", Panicked: "panic",
+	Isolated: "isolated", Drained: "drained", Shutdown: "shutdown", Panicked: "panic",
 }
 
 // String returns the reason as logs, metrics and goodbyes spell it.

@@ -37,6 +37,7 @@ type Session struct {
 	mu      sync.Mutex
 	channel *channel // nil until the session is registered, fixed from then on
 	state   state
+	late    bool // the read loop goes on for a while after the goodbye
 	end     Reason
 	endErr  error
 	queue   []outgoing
