@@ -49,6 +49,10 @@ chaos: deps ## harm three nodes and each form of Redis in every way, ROUNDS (3) 
 	CHAOS_ROUNDS=$(ROUNDS) $(GO) test -race -v -timeout 120m -count=1 ./integration/cluster
 	FAILOVERS=$(FAILOVERS) $(GO) test -v -timeout 60m -count=1 -run 'TestI2_SentinelFailovers' ./integration
 
+.PHONY: model
+model: ## look at all that can happen to the ownership of a mailbox, within larger bounds: some minutes, and 10 GB
+	MODEL=long $(GO) test -v -timeout 30m -count=1 ./internal/model
+
 .PHONY: properties
 properties: deps ## compare the stores with a plain model, 2000 sequences of calls each
 	$(GO) test -v -timeout 60m -count=1 -run 'TestProperties$$' ./broker/boltbroker ./broker/redisbroker -rapid.checks=2000

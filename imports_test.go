@@ -51,6 +51,7 @@ var rooms = map[string]room{
 	"internal/wire":       {nil, "pure functions over bytes depend on nothing"},
 	"internal/redistest":  {[]string{module + "/internal/freeport"}, "tests of every package may use it"},
 	"internal/relaytest":  {nil, "tests of every package may use it"},
+	"internal/model":      {nil, "a model stands by itself"},
 	"internal/freeport":   {nil, "tests of every package may use it"},
 	"integration":         {nil, "it has tests only"},
 	"integration/cluster": {nil, "it has tests only"},

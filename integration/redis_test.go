@@ -325,7 +325,7 @@ func TestDocumentedRights(t *testing.T) {
 	if n := n.metric(`caddy_relay_classic_mirrored_total{channel="pay_mq_channel"}`); n != 1 {
 		t.Errorf("%v messages were mirrored", n)
 	}
-	if log := n.log.String(); given != 5 || strings.Contains(log, "NOPERM") {
+	if log := n.log.String(); given != 6 || strings.Contains(log, "NOPERM") {
 		t.Errorf("%d lines of rights, and the log says\n%s", given, log)
 	}
 	other := newNode(t) // the at_most_once channel of the same name

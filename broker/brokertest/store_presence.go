@@ -17,12 +17,12 @@ var presenceChecks = []storeCheck{
 	{"PresenceAfterACrash", needNodes, presenceAfterACrash},
 }
 
-// online returns who has a destination of channel c, which somebody must have.
-func (r *rig) online(s broker.Store, id string) broker.Presence {
+// online returns who has destination 01 of channel c, which somebody must have.
+func (r *rig) online(s broker.Store) broker.Presence {
 	r.Helper()
-	p, err := s.Online(r.ctx(), "c", id)
+	p, err := s.Online(r.ctx(), "c", "01")
 	if err != nil {
-		r.Fatalf("who has %s: %v", id, err)
+		r.Fatalf("who has 01: %v", err)
 	}
 	return p
 }
@@ -34,7 +34,7 @@ func whoIsOnline(r *rig, s, asked broker.Store) {
 	h := r.attachAs(s, "c", "01", new(owner), broker.AttachOptions{Window: 7, Address: "192.0.2.1:4711"})
 	r.attachAs(s, "d", "02", new(owner), broker.AttachOptions{Window: 1, Address: strings.Repeat("x", 1000)})
 	r.add(s, "01", "1", "2")
-	p := r.online(asked, "01")
+	p := r.online(asked)
 	if p.ID != "01" || p.Window != 7 || p.Address != "192.0.2.1:4711" || p.Pending != 2 || p.Node == "" {
 		r.Errorf("%+v", p)
 	}
@@ -47,11 +47,11 @@ func whoIsOnline(r *rig, s, asked broker.Store) {
 	_, err = asked.Online(r.ctx(), "c", "02")
 	r.mustFail("another channel's", err, broker.ErrNotFound)
 	next := r.attachAs(s, "c", "01", new(owner), broker.AttachOptions{Window: 8, Address: "192.0.2.2:4711"})
-	if p := r.online(asked, "01"); p.Window != 8 || p.Address != "192.0.2.2:4711" {
+	if p := r.online(asked); p.Window != 8 || p.Address != "192.0.2.2:4711" {
 		r.Errorf("after a take-over: %+v", p)
 	}
 	_ = h.Detach(r.ctx(), nil) // it is no owner, and takes nobody away
-	r.online(asked, "01")
+	r.online(asked)
 	next.detach()
 	_, err = asked.Online(r.ctx(), "c", "01")
 	r.mustFail("it has left", err, broker.ErrNotFound)
@@ -104,7 +104,7 @@ func pagesOfPresence(r *rig) {
 func presenceAfterACrash(r *rig) {
 	s, asked := r.open(broker.Policy{}), r.open(broker.Policy{})
 	r.attach(s, "01")
-	r.online(asked, "01")
+	r.online(asked)
 	r.crash(s)
 	until(r, "it to be offline", func() bool {
 		_, err := asked.Online(r.ctx(), "c", "01")

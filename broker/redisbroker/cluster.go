@@ -79,8 +79,9 @@ func (b *Broker) discover(ctx context.Context) error {
 	defer cancel()
 	text, err := client.Do(ctx, "INFO", "cluster").Text()
 	var refused redis.Error
+	mayNot := errors.As(err, &refused) && strings.Contains(err.Error(), "NOPERM")
 	switch {
-	case err != nil && !(errors.As(err, &refused) && strings.Contains(err.Error(), "NOPERM")):
+	case err != nil && !mayNot:
 		return err
 	case strings.Contains(text, "cluster_enabled:1"):
 		if b.o.DB != 0 {
@@ -153,7 +154,8 @@ func (b *Broker) askTopology(ctx context.Context, addr string) (*topology, error
 	defer cancel()
 	client := b.clientAt("tcp", addr)
 	defer func() { _ = client.Close() }()
-	all, err := client.ClusterSlots(ctx).Result()
+	// Not CLUSTER SHARDS, which names a primary that has failed beside its successor.
+	all, err := client.ClusterSlots(ctx).Result() //nolint:staticcheck // it is deprecated in the driver only for that
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +190,7 @@ func (b *Broker) setTopology(t *topology) {
 			e.endSession(fmt.Errorf("%s is the primary now, instead of %s", is, was))
 		}
 	}
-	b.store.lookAtAll()
+	b.store.another(func(part int) bool { n := slot(tags[part]); return before.owner(n) != t.owner(n) })
 }
 
 // topologyLoop looks who has which slots: now and then, and as soon as something looks wrong.

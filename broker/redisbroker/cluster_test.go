@@ -122,7 +122,9 @@ func TestI2_ClusterFailover(t *testing.T) {
 	until(t, "a message to be accepted", func() bool { return store(away) == nil })
 	until(t, "all partitions", func() bool { n, _ := b.Unavailable(); return n == 0 })
 	for id, o := range holds {
-		if _, lost := o.heard(); len(lost) > 0 {
+		if id == away { // at another primary the mailbox is attached anew; see another
+			until(t, "the owner to hear of it", func() bool { _, lost := o.heard(); return len(lost) == 1 && errors.Is(lost[0], broker.ErrForgotten) })
+		} else if _, lost := o.heard(); len(lost) > 0 {
 			t.Errorf("the owner of %s was told %v", id, lost)
 		}
 		_, page, err := attached(b.Attach(timeout(t), "c", id, new(owner), broker.AttachOptions{Limit: 1000}))
@@ -161,7 +163,7 @@ func TestClusterSlotsMove(t *testing.T) {
 		s.CLI("CLUSTER", "SETSLOT", fmt.Sprint(number), "NODE", id(target))
 	}
 	mustAppend(t, b, "01", "1")
-	until(t, "the message to be handed over", func() bool { n, _ := o.heard(); return n > 0 })
+	until(t, "the owner to hear that another primary has the mailbox", func() bool { _, lost := o.heard(); return len(lost) > 0 })
 	if b.topology.Load().owner(number) != target.Addr() {
 		t.Error("the topology was not looked at")
 	}
@@ -185,5 +187,25 @@ func TestClusterIsFoundOut(t *testing.T) {
 	}
 	if _, err := New(Options{Seeds: c.Addrs(), DB: 3}); err == nil || !strings.Contains(err.Error(), "database 0 only") {
 		t.Errorf("%v", err)
+	}
+}
+
+// The rights that errors and docs name are enough on a cluster, too.
+func TestClusterRights(t *testing.T) {
+	c := redistest.StartCluster(t, durable...)
+	o := Options{Seeds: c.Addrs(), Prefix: "mine", Settings: Settings{Username: "u", Password: "pw"}}
+	asks := open(t, o)
+	asks.store.begun.Store(true) // as if: it is to connect only when the user is there
+	named := strings.TrimSuffix(asks.rights(), " and & with each channel's name")
+	for _, s := range c.Servers {
+		s.CLI(append([]string{"ACL", "SETUSER", "u", "on", ">pw"}, strings.Fields(named)...)...)
+	}
+	b := open(t, o)
+	b.SetPolicies(map[string]broker.Policy{"c": {}})
+	useAll(t, b)
+	for _, s := range c.Servers {
+		if text := s.CLI("ACL", "LOG"); text != "" {
+			t.Errorf("denied: %s", text)
+		}
 	}
 }

@@ -22,6 +22,7 @@ type mailbox struct {
 	mu    sync.Mutex
 	fence uint64 // 0 while it is being attached
 	read  uint64 // the last sequence that the owner has read, or was rung for
+	stale bool   // another server has it since it was attached
 	over  error  // why the owner is none any more; errDetached after Detach
 
 	// telling is held while the owner is told of the end, so that Detach can wait for that.

@@ -20,6 +20,7 @@ type condition struct {
 	aof    bool  // it writes an append-only file, and the last write went well
 	fsync  string
 	policy string // what it does at maxmemory
+	runID  string // of the server's process
 	// replicas is how many are connected; they may lag behind.
 	replicas int
 }
@@ -118,7 +119,7 @@ func (b *Broker) look(ctx context.Context, conn asker) (condition, error) {
 		}
 	}
 	c := condition{
-		known: true, policy: info["maxmemory_policy"],
+		known: true, policy: info["maxmemory_policy"], runID: info["run_id"],
 		aof: info["aof_enabled"] == "1" && info["aof_last_write_status"] != "err",
 	}
 	c.replicas, _ = strconv.Atoi(info["connected_slaves"])

@@ -185,3 +185,28 @@ func TestOffersThatAreNone(t *testing.T) {
 	mustAppend(t, b, "01", "x")
 	until(t, "the message to be handed over", func() bool { n, _ := o.heard(); return n == 2 })
 }
+
+// I2: a server that comes back without the last it did has messages again that were finished. The owner attaches anew, or they
+// would lie there, finished as far as it knows, until they become dead letters.
+func TestI2_FinishedMessagesAreBack(t *testing.T) {
+	server := redistest.Start(t)
+	b := openStore(t, Options{Address: server.Addr()}, broker.Policy{AllowVolatile: true})
+	o := new(owner)
+	m, _ := mustAttach(t, b, "01", o, 16)
+	mustAppend(t, b, "01", "x")
+	page, err := entries(m.Read(timeout(t), 0, 10, 1000))
+	if err != nil || len(page) != 1 {
+		t.Fatal(page, err)
+	}
+	server.CLI("SAVE")
+	mustSettle(t, m, broker.StateAcked, page...)
+	server.Kill()
+	server.Restart()
+	until(t, "the owner to hear of it", func() bool { _, lost := o.heard(); return len(lost) > 0 })
+	if _, lost := o.heard(); !errors.Is(lost[0], broker.ErrForgotten) {
+		t.Errorf("lost: %v", lost)
+	}
+	if _, page, err := attached(b.Attach(timeout(t), "c", "01", new(owner), broker.AttachOptions{})); err != nil || len(page) != 1 {
+		t.Errorf("%d messages, %v", len(page), err)
+	}
+}

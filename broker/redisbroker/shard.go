@@ -146,9 +146,14 @@ func (sh *shard) setCondition(c condition) {
 		complaint = c.volatile()
 	}
 	sh.mu.Lock()
-	news := complaint != sh.complaint
+	news, before := complaint != sh.complaint, sh.condition
 	sh.condition, sh.complaint = c, complaint
 	sh.mu.Unlock()
+	// One that stays what it was and syncs each write comes back with all that it did.
+	forgets := sh.addr != "" || sh.s.b.o.MasterName != "" || c.level() != broker.AOFAlways || before.level() != broker.AOFAlways
+	if before.runID != "" && before.runID != c.runID && forgets {
+		sh.s.another(func(part int) bool { return sh.s.ofPart(part) == sh })
+	}
 	switch log := sh.s.b.o.Logger; {
 	case !news:
 	case complaint != "":

@@ -37,6 +37,20 @@ func (s *store) lookAtAll() {
 	wake(s.recheck)
 }
 
+// another is called when another server has some partitions: a replica that was promoted, or one that was restarted. It may have
+// forgotten the last that the one before did: messages that were not proven, and acknowledgements, so that what was finished is
+// there again. Owners attach anew, which shows them what there is. Their sockets stay.
+func (s *store) another(has func(part int) bool) {
+	for _, m := range s.attached() {
+		if has(m.place.part) {
+			m.mu.Lock()
+			m.stale = m.fence != 0
+			m.mu.Unlock()
+		}
+	}
+	s.lookAtAll()
+}
+
 // suspect has one mailbox looked at.
 func (s *store) suspect(m *mailbox) {
 	s.mu.Lock()
@@ -160,6 +174,12 @@ func (h held) why(m *mailbox) error {
 	return broker.ErrFenced
 }
 
+func (m *mailbox) isStale() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stale
+}
+
 // known returns the last sequence that the owner knows of.
 func (m *mailbox) known() uint64 {
 	m.mu.Lock()
@@ -173,9 +193,9 @@ func (m *mailbox) look(h held, known uint64, ring bool) {
 	case h.owner != m.name:
 		m.lose(h.why(m))
 		return
-	case h.last < known:
-		// A replica was promoted that had not heard of all: what is stored from now on can get sequences that the owner
-		// believes to have read. Whoever attaches anew reads all that there is.
+	case h.last < known || m.isStale():
+		// What is stored from now on can get sequences that the owner believes to have read, and what it has finished can be
+		// there again. Whoever attaches anew reads all that there is.
 		m.lose(broker.ErrForgotten)
 		return
 	}

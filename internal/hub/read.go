@@ -184,7 +184,7 @@ func (s *Session) read(until time.Time) (int, error) {
 		s.in = grown
 	}
 	s.mu.Lock()
-	if s.state != open && !(s.late && s.state == ending) { // or the new deadline would undo the one that ends the session
+	if lately := s.late && s.state == ending; s.state != open && !lately { // or the new deadline would undo the one that ends the session
 		s.mu.Unlock()
 		return 0, errEnding
 	}
