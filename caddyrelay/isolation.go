@@ -1,6 +1,8 @@
 package caddyrelay
 
 import (
+	"cmp"
+	"context"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,10 +48,32 @@ func (n *node) watchIsolation(g *generation) {
 			isolated = false
 		case !isolated:
 			isolated = true
-			count := n.hub.Dismiss(hub.Isolated, g.app.spread(), func(s *hub.Session) bool { return s.Stored() })
 			n.logger.Load().Error("the store has been out of reach for so long that the sockets are asked to try another node; "+
-				"see why this node cannot reach it", zap.Duration("away", away.Round(time.Second)), zap.Int("sockets", count),
-				zap.NamedError("store", g.store.Ready()))
+				"see why this node cannot reach it", zap.Duration("away", away.Round(time.Second)), zap.NamedError("store", g.store.Ready()))
+			n.handOff(g, store, limit)
 		}
 	}
+}
+
+// handOff asks the sockets of stored channels to try another node, at the pace of a drain, until the store is back.
+func (n *node) handOff(g *generation, store unreached, limit time.Duration) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		tick := time.NewTicker(isolationInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-g.stopped:
+				cancel()
+			case <-tick.C:
+				if store.Unreached() < limit {
+					cancel()
+				}
+			}
+		}
+	}()
+	n.hub.DismissAt(ctx, cmp.Or(g.app.DrainRate, defaultDrainRate), hub.Isolated, g.app.spread(), func(s *hub.Session) bool { return s.Stored() })
 }

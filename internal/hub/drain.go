@@ -34,7 +34,7 @@ func (h *Hub) Drain(ctx context.Context, spread time.Duration, rate int) {
 			rate = max(rate, int(time.Duration(h.registered.Load())*time.Second/half))
 		}
 	}
-	h.dismissAll(ctx, Shutdown, spread, rate)
+	h.DismissAt(ctx, rate, Shutdown, spread, everybody)
 	if h.Wait(ctx) == nil {
 		return
 	}
@@ -54,7 +54,7 @@ func (h *Hub) Empty(rate int, spread time.Duration) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.drains.stop = cancel
 	h.draining.Store(true)
-	go h.dismissAll(ctx, Drained, spread, max(rate, 1))
+	go h.DismissAt(ctx, rate, Drained, spread, everybody)
 	return int(h.registered.Load())
 }
 
@@ -79,10 +79,16 @@ func (h *Hub) Draining() (draining bool, left int) {
 // Sockets returns how many connections are being served, registered or not.
 func (h *Hub) Sockets() int { return int(h.sockets.Load()) }
 
-// dismissAll says goodbye to all sessions, rate of them a second, until ctx ends.
-func (h *Hub) dismissAll(ctx context.Context, reason Reason, spread time.Duration, rate int) {
+func everybody(*Session) bool { return true }
+
+// DismissAt is [Hub.Dismiss] at a pace: it says goodbye to rate sessions a second, and returns when all were told or ctx ends.
+func (h *Hub) DismissAt(ctx context.Context, rate int, reason Reason, spread time.Duration, match func(*Session) bool) {
 	began, told := time.Now(), 0
+	rate = max(rate, 1)
 	for s := range h.All {
+		if !match(s) {
+			continue
+		}
 		// In steps of a few milliseconds: a timer for each socket of a busy node would be late.
 		if due := began.Add(time.Duration(told) * time.Second / time.Duration(rate)); time.Until(due) > 5*time.Millisecond || rate < 200 {
 			timer := time.NewTimer(time.Until(due))
