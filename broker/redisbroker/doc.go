@@ -1,5 +1,5 @@
 // Package redisbroker is the broker for many machines: one Redis or Valkey server that all nodes
-// share, or the primary that Sentinels name.
+// share, the primary that Sentinels name, or a Redis Cluster.
 //
 // # At most once
 //
@@ -14,9 +14,10 @@
 //
 // Messages are kept in lists, one for each mailbox, and all that must be one step is a script: storing and
 // marking the key, taking a mailbox, finishing messages. The keys of a mailbox are in one partition, so in
-// one slot of a cluster; see keys.go. Two connections do all of it, each with a queue whose contents go out in one
-// pipeline. What nodes tell each other goes over a channel for each node, and is a hint only: what it would have said is
-// looked for once a second.
+// one slot of a cluster; see keys.go. Two connections to each primary do all of it, each with a queue whose contents go out
+// in one pipeline. The script that stores a message publishes it on the channel of the node that has its destination; on a cluster
+// the node that asked for it does so. What nodes tell each other is a hint only: what it would have said is looked for
+// every few seconds, and whenever something may have been missed.
 //
 // # Rooms
 //
@@ -24,13 +25,15 @@
 //   - sentinel.go: who the primary is.
 //   - client.go: how go-redis is set up, and errors in an operator's words.
 //   - publish.go: group commit; what waits is sent in one pipeline.
-//   - subscribe.go: who listens to what.
+//   - ear.go: what is heard of one primary. subscribe.go: who listens to what.
+//   - cluster.go: what kind of Redis there is, and who has which slots. shard.go: one primary.
 //   - state.go: what is proven, what is lost, and who is told.
 //   - session.go: one connection that hears everything, and its probes.
 //   - store.go: the store and its beginning. preflight.go: whether the server can be trusted. clock.go: its clock.
 //   - keys.go, entry.go, record.go: names and formats. scripts: what the server runs; script.go, reply.go: calling it.
 //   - lane.go: the queues and their connections.
 //   - append.go, mailbox.go, cancel.go, dead.go: the life of a message. find.go: messages by their ref.
+//   - ownerlease.go: how long owners may write. line.go: who waits for a mailbox, and which nodes live. presence.go: who is online.
 //   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
 //   - lease.go: what one process of all does.
 //   - sweep.go, usage.go: deadlines, and what is kept.

@@ -12,6 +12,8 @@
 //   - delivery.go: a session's side of its mailbox, on an at_least_once channel. tenure.go: what the
 //     store knows of it. worker.go: who speaks with the store. flight.go: one message. window.go: what may be
 //     pushed, and what is overdue. ack.go: what clients say of messages.
+//   - standby.go: sessions that wait for another one to end. fight.go: those that take an ID from each other.
+//   - drain.go: leaving.
 //   - endpoint.go: the settings of the sockets that one listener accepts.
 //   - reason.go: why a session ended and why a message was dropped.
 //
