@@ -32,9 +32,9 @@
 //   - store.go: the store and its beginning. preflight.go: whether the server can be trusted. clock.go: its clock.
 //   - keys.go, entry.go, record.go: names and formats. scripts: what the server runs; script.go, reply.go: calling it.
 //   - lane.go: the queues and their connections.
-//   - append.go, mailbox.go, cancel.go, dead.go: the life of a message. find.go: messages by their ref.
+//   - append.go, mailbox.go, settle.go, cancel.go, dead.go: the life of a message. find.go: messages by their ref.
 //   - ownerlease.go: how long owners may write. line.go: who waits for a mailbox, and which nodes live. presence.go: who is online.
-//   - notices.go: what nodes tell each other. watch.go: looking for what was not heard.
+//   - ring.go: who tells an owner of news. notices.go: what nodes tell each other; notified.go: what this one is told. watch.go: looking for what was not heard.
 //   - lease.go: what one process of all does.
 //   - sweep.go, usage.go: deadlines, and what is kept.
 //   - import.go, importread.go, importprove.go: messages that move in from another store, and whether they have arrived.

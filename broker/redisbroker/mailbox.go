@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/caddyrelay/relay/broker"
@@ -282,74 +281,6 @@ func (s *store) owned(box, owner string) *mailbox {
 	return nil
 }
 
-// maxOffer is the largest message that is handed over on a node's channel. Larger ones the owner reads.
-const maxOffer = 8 << 10
-
-// scriptsTell returns this process's name if scripts are to tell owners on other nodes what they stored.
-func (s *store) scriptsTell() string {
-	if s.muted.Load() || s.b.kind.Load() == kindCluster { // there, only the channels of one slot can be reached from a script
-		return ""
-	}
-	return s.incarnation
-}
-
-// offer hands the owner of a mailbox, wherever it is, an entry that was stored for it.
-func (s *store) offer(at place, owner string, prev uint64, e broker.Entry, stored []byte) {
-	switch {
-	case owner == "" || s.muted.Load():
-	case s.ours(owner):
-		if m := s.owned(at.box, owner); m != nil {
-			m.offer(prev, e)
-		}
-	case len(stored) > maxOffer:
-		s.notices.ring(s.names.node(owner), at.box)
-	default:
-		s.notices.offer(s.names.node(owner), offer{Box: at.box, Owner: owner, Prev: prev, Entry: entryText(e, stored)})
-	}
-}
-
-// offer hands the owner an entry. It cannot be lost here, so nobody need look for it.
-func (m *mailbox) offer(prev uint64, e broker.Entry) {
-	m.mu.Lock()
-	over := m.over != nil
-	m.read = max(m.read, e.Seq)
-	m.mu.Unlock()
-	if !over {
-		m.s.guard("Offer", func() { m.owner.Offer(prev, e) })
-	}
-}
-
-// Leased implements [broker.Mailbox].
-func (m *mailbox) Leased() bool { return m.s.leased(m.place.part) }
-
-// ring tells an owner, wherever it is, that its mailbox has news.
-func (s *store) ring(at place, owner string) {
-	switch {
-	case owner == "" || s.muted.Load():
-	case s.ours(owner):
-		s.ringHere(at.box)
-	default:
-		s.notices.ring(s.names.node(owner), at.box)
-	}
-}
-
-// ringOwner tells whoever has a mailbox that it may have news.
-func (s *store) ringOwner(ctx context.Context, at place) {
-	v, err := s.command(ctx, "HGET", s.names.mailbox(at)[0], "o")
-	if owner, ok := v.(string); ok && err == nil {
-		s.ring(at, owner)
-	}
-}
-
-func (s *store) ringHere(box string) {
-	for _, m := range s.local(box) {
-		s.guard("Ring", m.owner.Ring)
-	}
-	for _, m := range s.waiting(box) {
-		s.guard("Ring", m.owner.Ring)
-	}
-}
-
 // guard calls an owner. A panic in it is its own affair (I11).
 func (s *store) guard(what string, f func()) {
 	defer func() {
@@ -358,69 +289,4 @@ func (s *store) guard(what string, f func()) {
 		}
 	}()
 	f()
-}
-
-// settling is one call of the script that finishes entries.
-type settling struct {
-	mode, owner string
-	place       place
-	grace       int64
-	outcomes    []broker.Outcome
-}
-
-// settledAs is its answer.
-type settledAs struct {
-	fenced   bool
-	owner    string // if fenced: who has it
-	verdicts string
-}
-
-// settle calls the script, counts what it finished, and tells those who wait.
-func (s *store) settle(ctx context.Context, t settling) (settledAs, error) {
-	p := s.policy(t.place.channel)
-	keys := s.names.attachment(t.place)
-	args := make([]any, 0, 8+10*len(t.outcomes))
-	args = append(args, t.mode, t.owner, t.place.box, wholeMillis(p.Receipts), wholeMillis(p.Dedupe), s.b.o.Node, t.grace, t.place.id)
-	for _, o := range t.outcomes {
-		keys = append(keys, s.names.recordsIn(t.place.part, o.MID)...)
-		args = append(args, o.Seq, o.MID, string(o.State), string(o.Reason), o.Detail, o.Reply,
-			max(o.Attempts, 0), max(o.Failures, 0), max(o.Deaths, 0), millis(o.NotBefore))
-	}
-	r, err := s.call(ctx, scriptSettle, keys, args...)
-	if err != nil {
-		return settledAs{}, err
-	}
-	what, now := r.text(), r.number()
-	s.clock.set(now)
-	if what != "ok" {
-		done := settledAs{fenced: true, owner: r.text()}
-		return done, r.err
-	}
-	done := settledAs{verdicts: r.text()}
-	s.count(t.place, r)
-	s.ring(t.place, r.text()) // who waits for the mailbox
-	if r.err != nil || len(done.verdicts) != len(t.outcomes) {
-		return done, s.wrong("settle", cmp.Or(r.err, errors.New("verdicts are missing")))
-	}
-	for i, o := range t.outcomes {
-		if done.verdicts[i] == '0' && o.State != broker.StateStored {
-			s.ended(broker.Ending{Channel: t.place.channel, State: o.State, Reason: o.Reason})
-		}
-	}
-	for r.more() {
-		i, waiters, ref := int(r.number()), r.text(), r.text()
-		if i < 0 || i >= len(t.outcomes) {
-			break
-		}
-		s.tellWaiters(t.outcomes[i].MID, strings.Fields(waiters))
-		if ref != "" {
-			s.keepRef(t.place.channel, ref, t.outcomes[i].MID, p)
-		}
-	}
-	return done, nil
-}
-
-// keepRef lists a dead letter under its ref for as long as it is kept.
-func (s *store) keepRef(channel, ref, mid string, p broker.Policy) {
-	_ = s.put(s.b.ctx, newOp(scriptRef, []string{s.names.ref(channel, ref)}, mid, wholeMillis(p.DeadRetention)))
 }
