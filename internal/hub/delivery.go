@@ -196,9 +196,6 @@ func (d *delivery) lostLocked(err error) {
 		d.tenure.lost = err
 	}
 	if errors.Is(err, broker.ErrFenced) {
-		if d.s.state == open {
-			d.s.hub.fights.taken(d.s.e.Channel, d.s.id, time.Since(d.s.started))
-		}
 		g := wire.Goodbye{Code: TakenOver.String()}
 		d.s.goodbyeLocked(TakenOver, g)
 		if d.s.late {

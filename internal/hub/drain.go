@@ -108,6 +108,9 @@ func (h *Hub) DismissAt(ctx context.Context, rate int, reason Reason, spread tim
 func (s *Session) awaitsAcks() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.left {
+		return false
+	}
 	switch s.end {
 	case Shutdown, Drained, Isolated, ListenerRemoved, ChannelRemoved, ConfigPinned:
 		return s.delivery != nil && !s.acksByDraining() && s.state == ending

@@ -35,7 +35,8 @@ type fight struct {
 	last  time.Time
 }
 
-// taken notes that a destination was taken from a session that had it for so long.
+// taken notes that a destination was taken from a session that had it for so long, and whose peer was alive to close then: one
+// that has vanished without a word, and comes back on a new socket, fights with nobody.
 func (f *fights) taken(channel, id string, lasted time.Duration) {
 	now, d := time.Now(), destination{channel, id}
 	f.mu.Lock()

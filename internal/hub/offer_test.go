@@ -80,6 +80,8 @@ func TestI3_ShuffledOffers(t *testing.T) {
 		p.ack(mid(v))
 	}
 	<-done
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.lost == 0 {
 		t.Error("no offer was lost: the test shows nothing")
 	}

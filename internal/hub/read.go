@@ -72,6 +72,7 @@ func (s *Session) answer(frame []byte) bool {
 		// Clients acknowledge without knowing the channel's delivery; at_most_once
 		// has nothing to finish.
 	case wire.OpGoodbye:
+		s.left = true
 		s.endWith(ClientGoodbye, nil, nil)
 		return false
 	default:
@@ -103,6 +104,7 @@ func (s *Session) readFailed(err error) {
 		s.refuse(&Refusal{Reason: FrameTooLarge, Code: 413, Err: err,
 			Text: fmt.Sprintf("a frame is larger than max_frame, %d bytes", s.e.MaxFrame)})
 	default:
+		s.obeyed = errors.Is(err, io.EOF) // if it was told to; see finish
 		s.abort(ClientClosed, err)
 	}
 }
@@ -233,5 +235,6 @@ func (s *Session) lingerUntilClosed() {
 	if over {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, s.conn, 1<<20)
+	_, err := io.CopyN(io.Discard, s.conn, 1<<20)
+	s.obeyed = errors.Is(err, io.EOF)
 }

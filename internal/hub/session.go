@@ -31,6 +31,8 @@ type Session struct {
 	in     []byte // read and not yet taken: in[taken:]
 	taken  int
 	pinged bool // a ping is out and nothing came since
+	obeyed bool // it closed when it was told the end
+	left   bool // it has said goodbye
 
 	told atomic.Bool // OnDrop was called
 
@@ -124,6 +126,9 @@ func (s *Session) finish(panicked any) End {
 	s.writers.Wait()
 	if s.delivery != nil {
 		s.delivery.close()
+	}
+	if s.end == TakenOver && s.obeyed {
+		s.hub.fights.taken(s.e.Channel, s.id, time.Since(s.started))
 	}
 	// The writer has stopped and state is ended, so what is left in the queue stays.
 	s.mu.Lock()

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"fmt"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,6 +127,34 @@ func TestI8_StandbyAtAnotherStore(t *testing.T) {
 	})
 }
 
+// halfPipe can say that nothing more is written.
+type halfPipe struct{ net.Conn }
+
+func (halfPipe) CloseWrite() error { return nil }
+
+// rival connects a client that registers under an ID as one that fights for it, and waits until the one before has obeyed, if it
+// is one that does.
+func (o *office) rival(id string, before *peer, obeys bool) *peer {
+	o.t.Helper()
+	client, server := net.Pipe()
+	p := serve(o.t, o.hub, o.e, client, halfPipe{server})
+	p.send(fmt.Sprintf(`{"op":"hello","v":1,"id":%q,"heartbeat":240}`+"\n", id))
+	if v := p.object(); v["op"] != "welcome" {
+		o.t.Fatalf("got %v", v)
+	}
+	if before == nil {
+		return p
+	}
+	if v := before.object(); v["code"] != "taken_over" {
+		o.t.Fatalf("the one before got %v", v)
+	}
+	if obeys {
+		before.conn.Close()
+	}
+	<-before.end
+	return p
+}
+
 // Two clients that take an ID from each other are slowed down and reported; others are not.
 func TestFightIsSlowedDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -134,13 +163,14 @@ func TestFightIsSlowedDown(t *testing.T) {
 		o.hub.OnFight = func(_, _ string, wait time.Duration) { waits = append(waits, wait) }
 		o.json("02", 4)
 		began := time.Now()
+		var p *peer
 		for range 12 {
-			o.json("01", 4)
+			p = o.rival("01", p, true)
 		}
 		if took := time.Since(began); took < 15*time.Second {
 			t.Errorf("12 take-overs took %s", took)
 		}
-		if len(waits) < 6 || waits[len(waits)-1] != fightMax {
+		if len(waits) < 8 || waits[0] != fightMin || waits[len(waits)-1] != fightMax {
 			t.Errorf("reported: %v", waits)
 		}
 		began = time.Now()
@@ -150,12 +180,26 @@ func TestFightIsSlowedDown(t *testing.T) {
 		}
 		time.Sleep(2 * fightMemory) //nolint:forbidigo // the bubble's clock
 		began = time.Now()
-		o.json("01", 4)
+		o.rival("01", p, true)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("long after the fight it took %s", took)
 		}
 		if n := o.hub.Stats(channelName).Channels[channelName].Fights; n != uint64(len(waits)) {
 			t.Errorf("%d are counted, %d reported", n, len(waits))
+		}
+	})
+}
+
+// A client that vanishes without a word again and again, and comes back on a new socket, does not wait for itself.
+func TestVanishingIsNoFight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		var p *peer
+		for range 12 {
+			p = o.rival("01", p, false)
+		}
+		if n := o.hub.Stats(channelName).Channels[channelName].Fights; n > 0 {
+			t.Errorf("%d registrations had to wait", n)
 		}
 	})
 }
@@ -166,7 +210,7 @@ func TestFightIsLeft(t *testing.T) {
 		o := newOffice(t)
 		var last *peer
 		for range 10 {
-			last = o.json("01", 4)
+			last = o.rival("01", last, true)
 		}
 		p := dial(t, o.hub, o.e)
 		p.send(`{"op":"hello","v":1,"id":"01"}` + "\n")
