@@ -31,6 +31,7 @@ type site struct {
 const (
 	none = iota
 	some
+	nearly // but a few
 	all
 )
 
@@ -102,7 +103,7 @@ func (s *site) step(name string, others int, change func()) {
 	if sum.lost > 0 && !s.mayLose || sum.invented > 0 || sum.sent == 0 {
 		s.t.Errorf("%s: lost %d, of unknown origin %d, sent %d", name, sum.lost, sum.invented, sum.sent)
 	}
-	if others == all && heard < sum.sent || others == none && heard > 0 {
+	if others == all && heard < sum.sent || others == nearly && heard < sum.sent-5 || others == none && heard > 0 {
 		s.t.Errorf("%s: the old subscriber heard %d of %d", name, heard, sum.sent)
 	}
 }
@@ -178,7 +179,8 @@ func TestMigrateFromNode(t *testing.T) {
 		s.blocks[3] = rest
 		s.load(4, a, b)
 	})
-	s.step("back to 3", all, func() { s.load(3, a, b) })
+	// A post that is under way when the mirror is taken out is stored and delivered, and may not be mirrored.
+	s.step("back to 3", nearly, func() { s.load(3, a, b) })
 	s.step("back to 2", all, func() { s.backToStep2() })
 	s.step("back to 1", all, func() {
 		s.move(s.old.tcp)
