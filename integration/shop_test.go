@@ -91,6 +91,9 @@ func (s *shop) sit(ctx context.Context, d *desk, address string) {
 	}
 	in := bufio.NewScanner(conn)
 	for in.Scan() {
+		if strings.HasPrefix(in.Text(), "error 503 ") {
+			return // the node is leaving, or is not there yet: connect again
+		}
 		var body struct{ N *int }
 		if err := json.Unmarshal(in.Bytes(), &body); err != nil || body.N == nil {
 			s.t.Errorf("the back end %s got %q", s.id, in.Bytes())
